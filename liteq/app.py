@@ -1,0 +1,557 @@
+"""LiteQ: what a program imports. Decorators and questions; a façade over the engine, nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
+
+from liteq import lifecycle
+from liteq.clock import Clock, SystemClock
+from liteq.context import TaskContext
+from liteq.definition import Definition, TaskOptions, check_name, check_options
+from liteq.engine import Engine, require_states
+from liteq.errors import ConfigurationError, DuplicateTask, UnknownTask
+from liteq.instants import positive_seconds, seconds, timestamp, zone
+from liteq.job import FINISHED, Job, JobFilter, JobState
+from liteq.lifecycle import PAUSE_MARK
+from liteq.result import Result
+from liteq.serializers import Serializer, serializer_for
+from liteq.signals import Receiver
+from liteq.storage.base import Owner, Storage
+from liteq.task import Signature, Task
+
+if TYPE_CHECKING:
+    from liteq.consumer import Consumer, LogSetup
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=Callable[..., Any])
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("", "0", "false", "no", "off")
+
+
+class _TaskDecorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class _ContextTaskDecorator(Protocol):
+    """A caller does not pass the context; where it is not the first parameter, the arguments go unchecked."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, function: Callable[Concatenate[TaskContext, P], Coroutine[Any, Any, R]], /
+    ) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[..., Coroutine[Any, Any, R]], /) -> Task[..., R]: ...
+    @overload
+    def __call__(self, function: Callable[..., R], /) -> Task[..., R]: ...
+
+
+class LiteQ:
+    """An app's task queue.
+
+    Args:
+        storage: the path of a SQLite file (``str`` or ``Path``), made at first use; ``":memory:"``; or a Storage. A
+            relative path is read from the directory of the module that creates the app (in an interactive session:
+            from the current directory), so that every program that imports it means the same file.
+        name: for logs and people.
+        immediate: run tasks in the caller, on memory, through the same code; also ``LITEQ_IMMEDIATE=1``.
+        serializer: ``"json"``, ``"pickle"`` or a Serializer.
+        timezone: in which naive datetimes are read: an IANA name or a tzinfo.
+        durability: ``"full"``: what was enqueued survives power loss; ``"normal"``: it survives any crash of the program.
+        result_ttl: seconds (or timedelta) after their end for which succeeded, revoked and expired jobs are kept;
+            ``None``: for ever.
+        failed_ttl: the same for failed ones.
+        clock: a Clock, for tests.
+
+    Raises:
+        TypeError, ConfigurationError: an argument is wrong; the message names it. Nothing touches the disk here.
+    """
+
+    def __init__(
+        self,
+        storage: str | Path | Storage = "liteq.db",
+        *,
+        name: str = "liteq",
+        immediate: bool = False,
+        serializer: str | Serializer = "json",
+        timezone: str | tzinfo = "UTC",
+        durability: Literal["full", "normal"] = "full",
+        result_ttl: float | timedelta | None = 86_400,
+        failed_ttl: float | timedelta | None = 14 * 86_400,
+        clock: Clock | None = None,
+    ) -> None:
+        self.name = check_name(name, "name")
+        self.result_ttl = None if result_ttl is None else positive_seconds(result_ttl, "result_ttl")
+        self.failed_ttl = None if failed_ttl is None else positive_seconds(failed_ttl, "failed_ttl")
+        self._clock = clock or SystemClock()
+        self._serializer = serializer_for(serializer)
+        self._timezone = zone(timezone)
+        caller = _namespace_of_caller(self)
+        self._module = str(caller.get("__name__", "__main__"))
+        self._stored = self._engine_on(_storage(storage, durability, _directory_of(caller)))
+        self._in_memory: Engine | None = None
+        self._background: Consumer | None = None
+        self.immediate = immediate or _environment_flag("LITEQ_IMMEDIATE")
+
+    def _engine_on(self, storage: Storage) -> Engine:
+        engine = Engine(storage, self._serializer, self._clock, self._timezone, self.name)
+        engine.result_ttl, engine.failed_ttl = self.result_ttl, self.failed_ttl
+        return engine
+
+    # ── modes ────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the moment; for liteq's own consumer and tools."""
+        return self._stored if self._in_memory is None else self._in_memory
+
+    @property
+    def immediate(self) -> bool:
+        """Whether tasks run in the caller, on memory. May be switched at run time; switched off, what was kept in
+        memory is forgotten."""
+        return self._in_memory is not None
+
+    @immediate.setter
+    def immediate(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"immediate takes True or False, not {type(value).__name__} {value!r}")
+        if not value:
+            self._in_memory = None
+        elif self._in_memory is None:
+            from liteq.storage.memory import MemoryStorage
+
+            engine = self._engine_on(MemoryStorage())
+            engine.runtime, engine.signals = self._stored.runtime, self._stored.signals
+            engine.announce = engine.signals.send
+            engine.immediate = True
+            self._in_memory = engine
+
+    @property
+    def storage(self) -> Storage:
+        """The storage of the moment."""
+        return self.engine.storage
+
+    # ── tasks ────────────────────────────────────────────────────────────────────────────────────────
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, *, context: Literal[True], **options: Unpack[TaskOptions]) -> _ContextTaskDecorator: ...
+    @overload
+    def task(self, *, context: Literal[False] = False, **options: Unpack[TaskOptions]) -> _TaskDecorator: ...
+    def task(  # type: ignore[misc]  # mypy does not see that **options takes an unpacked TypedDict
+        self, function: Callable[..., Any] | None = None, /, **options: Any
+    ) -> Any:
+        """Make a function a task: ``@app.task`` or ``@app.task(retries=3, ...)``.
+
+        Args:
+            name: the stored name; default: module and function name.
+            aliases: earlier stored names, for jobs enqueued before a task was renamed.
+            queue: the queue its jobs wait in (``"default"``).
+            priority: higher first (0); equal priority keeps the order of enqueue.
+            retries: further attempts after the first (0).
+            retry_delay: seconds before the second attempt (0), or a list of waits.
+            retry_backoff: the factor from one wait to the next (1).
+            retry_max_delay: the longest wait in seconds (3600).
+            retry_jitter: draw each wait at random between 0 and its value (False).
+            retry_on: exception classes that are retried (``(Exception,)``).
+            give_up_on: exception classes that are not (none).
+            timeout: seconds of run time, after which TaskTimeout is raised in the task (none).
+            expires: seconds after the enqueue by which it must have been started (none).
+            context: pass the running job's TaskContext as keyword ``task`` (False).
+            on_crash: ``"retry"`` or ``"fail"`` when its worker or consumer dies (``"retry"``).
+            max_crashes: failed after so many of them (3).
+            store_result: keep what it returns (True).
+
+        Raises:
+            TypeError, ConfigurationError: an option is unknown or wrong; the message names it.
+            DuplicateTask: another function has this name.
+        """
+        name, aliases = options.pop("name", None), options.pop("aliases", ())
+        if function is not None:
+            return self._register(function, name, aliases, options)
+        check_options(options)  # at the decorator's line rather than the function's
+        return lambda function: self._register(function, name, aliases, options)
+
+    def _register(
+        self, function: Callable[..., Any], name: str | None, aliases: Iterable[str], options: dict[str, Any]
+    ) -> Task[Any, Any]:
+        if not callable(function):
+            raise TypeError(f"@app.task takes a function, not {type(function).__name__} {function!r}")
+        checked = check_options(options)
+        stored = check_name(_default_name(function) if name is None else name, "name")
+        is_async = inspect.iscoroutinefunction(function)
+        definition = Definition(stored, function, checked, is_async, options)
+        names = [stored, *(check_name(alias, "aliases") for alias in aliases)]
+        for one in names:
+            known = self._stored.tasks.get(one)
+            if known is not None and not _same_function(known.function, function):
+                raise DuplicateTask(
+                    f"two tasks are named {one!r}: {_where(known.function)} and {_where(function)}; "
+                    "give one of them name=..."
+                )
+        for one in names:
+            self._stored.tasks[one] = definition
+        return Task(lambda: self.engine, definition)
+
+    @property
+    def tasks(self) -> dict[str, Task[Any, Any]]:
+        """Every task by stored name."""
+        return {
+            name: Task(lambda: self.engine, definition)
+            for name, definition in self._stored.tasks.items()
+            if name == definition.name
+        }
+
+    # ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
+
+    def enqueue(self, signature: Signature[R]) -> Result[R]:
+        """Enqueue what ``task.s(...)`` made."""
+        if not isinstance(signature, Signature):
+            raise TypeError(f"app.enqueue takes a Signature (task.s(...)), not {type(signature).__name__}")
+        return signature.task(*signature.args, **signature.kwargs)
+
+    async def aenqueue(self, signature: Signature[R]) -> Result[R]:
+        """`enqueue` for coroutines."""
+        import asyncio
+
+        return await asyncio.to_thread(self.enqueue, signature)
+
+    def batch(self) -> AbstractContextManager[None]:
+        """``with app.batch():`` stores everything enqueued inside in one transaction at the end, or nothing if the block
+        raises. The Results have their ids after the block."""
+        return self.engine.batch()
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────
+
+    def result(self, id: str) -> Result[Any]:  # noqa: A002 - the word users know
+        """A handle on the job of this id; whether there is one shows when it is asked."""
+        return Result(self.engine, check_name(id, "id"))
+
+    def job(self, id: str) -> Job:  # noqa: A002
+        """The job of this id with every attempt's error and times; its payload is not decoded.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        return self.engine.job(check_name(id, "id"))
+
+    def jobs(
+        self,
+        state: str | Iterable[str] | None = None,
+        queue: str | None = None,
+        task: str | Task[Any, Any] | None = None,
+        limit: int | None = 100,
+        after: str | Job | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> list[Job]:
+        """Jobs in the order of their enqueue, without their history.
+
+        Args:
+            state: one state or several; default all.
+            queue, task: only these.
+            limit: at most so many; ``None``: all.
+            after: the last job (or its id) of the page before.
+            newest_first: the other way round.
+        """
+        cursor = self.job(after).seq if isinstance(after, str) else None if after is None else after.seq
+        query = JobFilter(
+            require_states(state),
+            queue,
+            None if task is None else _task_name(task),
+            after=cursor,
+            newest_first=newest_first,
+            limit=limit,
+        )
+        return self.storage.find(query)
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs stand in each state."""
+        return self.storage.counts()
+
+    def queues(self) -> dict[str, int]:
+        """How many jobs are ready in each queue that has any."""
+        return self.storage.queues()
+
+    def consumers(self) -> list[Owner]:
+        """The consumers of this storage: alive, or dead and not yet cleared away."""
+        return self.storage.owners()
+
+    # ── commands ─────────────────────────────────────────────────────────────────────────────────────
+
+    def revoke(self, result_or_id: Result[Any] | str, *, terminate: bool = False) -> bool:
+        """Do not run this job; see `Result.revoke`."""
+        return self.engine.revoke(_id(result_or_id), terminate=terminate)
+
+    def restore(self, result_or_id: Result[Any] | str) -> bool:
+        """Undo `revoke`; False if the job is not revoked."""
+        return self.engine.restore(_id(result_or_id))
+
+    def is_revoked(self, result_or_id_or_task: Result[Any] | Task[Any, Any] | str) -> bool:
+        """Whether a job, or every call of a task, is revoked."""
+        if isinstance(result_or_id_or_task, Task):
+            return result_or_id_or_task.is_revoked()
+        job = self.job(_id(result_or_id_or_task))
+        return job.state is JobState.REVOKED or self.engine.is_told(job)
+
+    def revoke_all(self, task: Task[Any, Any] | str, until: datetime | None = None, once: bool = False) -> None:
+        """Revoke every call of a task, waiting or to come; see `Task.revoke`."""
+        instant = None if until is None else timestamp(until, self._timezone, "until")
+        self.engine.revoke_task(self._known(task), instant, once)
+
+    def restore_all(self, task: Task[Any, Any] | str) -> bool:
+        """Undo `revoke_all`; False if the task was not revoked."""
+        return self.engine.restore_task(self._known(task))
+
+    def requeue(self, result_or_id: Result[Any] | str) -> bool:
+        """Run a finished job again, history kept; False if it has not finished."""
+        return self.engine.change(_id(result_or_id), lifecycle.requeue)
+
+    def requeue_all(
+        self, state: str | Iterable[str] = "failed", task: str | Task[Any, Any] | None = None, queue: str | None = None
+    ) -> int:
+        """Run all finished jobs of these states again; return how many."""
+        states = require_states(state)
+        if not states or not states <= FINISHED:
+            raise ConfigurationError(
+                f"requeue_all takes finished states ({', '.join(sorted(FINISHED))}), not {state!r}"
+            )
+        return self.engine.change_all(
+            JobFilter(states, queue, None if task is None else _task_name(task)), lifecycle.requeue
+        )
+
+    def pause(self, queue: str) -> None:
+        """Start no more jobs of this queue, in any consumer, until `resume`; survives restarts."""
+        self.storage.swap(PAUSE_MARK + check_name(queue, "queue"), None, "1")
+
+    def resume(self, queue: str) -> bool:
+        """Undo `pause`; False if the queue was not paused."""
+        return self.storage.swap(PAUSE_MARK + check_name(queue, "queue"), "1", None)
+
+    def paused(self) -> list[str]:
+        """The paused queues."""
+        return sorted(key.removeprefix(PAUSE_MARK) for key in self.storage.marks(PAUSE_MARK))
+
+    def purge(
+        self,
+        state: str | Iterable[str] | None = None,
+        queue: str | None = None,
+        older_than: float | timedelta | None = None,
+    ) -> int:
+        """Delete finished jobs with their history; return how many.
+
+        Args:
+            state: only these (finished) states.
+            queue: only this queue.
+            older_than: only jobs that finished longer ago than this (seconds or timedelta).
+        """
+        states = require_states(state)
+        if not states <= FINISHED:
+            raise ConfigurationError(
+                f"purge deletes finished jobs ({', '.join(sorted(FINISHED))}), not {state!r}; revoke others first"
+            )
+        before = None if older_than is None else self._clock.now() - seconds(older_than, "older_than")
+        return self.engine.remove_all(JobFilter(states or FINISHED, queue, finished_before=before))
+
+    # ── hooks ────────────────────────────────────────────────────────────────────────────────────────
+
+    def signal(self, *names: str) -> Callable[[Receiver], Receiver]:
+        """``@app.signal(S.ERROR, ...)``: call ``receiver(signal, job, error)`` when it happens; no names: at everything."""
+
+        def decorate(receiver: Receiver) -> Receiver:
+            self._stored.signals.connect(receiver, *names)
+            return receiver
+
+        return decorate
+
+    def disconnect_signal(self, receiver: Receiver, *names: str) -> None:
+        """Undo `signal`."""
+        self._stored.signals.disconnect(receiver, *names)
+
+    def pre_execute(self) -> Callable[[C], C]:
+        """``@app.pre_execute()``: call ``hook(job)`` in the worker before each task; raising Cancel there revokes the job."""
+        return _collect(self._stored.runtime.before)
+
+    def post_execute(self) -> Callable[[C], C]:
+        """``@app.post_execute()``: call ``hook(job, value, error)`` in the worker after each task."""
+        return _collect(self._stored.runtime.after)
+
+    def on_startup(self) -> Callable[[C], C]:
+        """``@app.on_startup()``: call ``hook()`` in each worker (process, or the process of the threads) as it starts."""
+        return _collect(self._stored.runtime.on_startup)
+
+    def on_shutdown(self) -> Callable[[C], C]:
+        """``@app.on_shutdown()``: call ``hook()`` in each worker as it stops."""
+        return _collect(self._stored.runtime.on_shutdown)
+
+    # ── consumers ────────────────────────────────────────────────────────────────────────────────────
+
+    def create_consumer(self, *, log: LogSetup | None = None, **options: Any) -> Consumer:
+        """A consumer of this app, for embedding: ``.run()`` here, or ``.start()`` and ``.stop()`` on threads.
+
+        Args:
+            log: where worker processes write their log lines; ``None``: to their standard error, as it comes.
+            options: see `liteq.consumer.ConsumerOptions`: ``workers``, ``worker_type``, ``queues`` …
+        """
+        from liteq.consumer import Consumer, ConsumerOptions
+
+        options.setdefault("app_path", self._import_path())
+        return Consumer(self.engine, ConsumerOptions(**options), log)
+
+    def _import_path(self) -> str | None:
+        """``module:name`` under which another process finds this app; ``None`` where it has no such name."""
+        for name, value in vars(sys.modules.get(self._module, object)).items():
+            if value is self:
+                return f"{self._module}:{name}"
+        return None
+
+    def start(self, **options: Any) -> None:
+        """Run a consumer in this process, on threads of its own; it never touches signal handlers. See `stop`."""
+        if self._background is not None:
+            raise ConfigurationError("this app's background consumer is running already; stop() it first")
+        self._background = self.create_consumer(**options)
+        self._background.start()
+
+    def stop(self) -> None:
+        """Stop what `start` started: running jobs may finish within its ``shutdown_timeout``, the rest goes back."""
+        consumer, self._background = self._background, None
+        if consumer is not None:
+            consumer.stop()
+
+    @contextmanager
+    def run_in_background(self, **options: Any) -> Iterator[Consumer]:
+        """``with app.run_in_background(workers=4):`` a consumer in this process for the length of the block."""
+        consumer = self.create_consumer(**options)
+        consumer.start()
+        try:
+            yield consumer
+        finally:
+            consumer.stop()
+
+    def close(self) -> None:
+        """Let go of the file and of background threads; idempotent, and the next use opens the file anew."""
+        self.stop()
+        for engine in (self._stored, self._in_memory):
+            if engine is not None:
+                engine.waiters.close()
+                engine.storage.close()
+
+    def _known(self, task: Task[Any, Any] | str) -> str:
+        name = _task_name(task)
+        if name not in self._stored.tasks:
+            raise UnknownTask(name)
+        return self._stored.tasks[name].name
+
+    def __repr__(self) -> str:
+        return f"<LiteQ {self.name!r} on {self.storage.location}>"
+
+
+def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"], base: Path) -> Storage:
+    if isinstance(spec, Storage):
+        return spec
+    if not isinstance(spec, (str, Path)):
+        raise TypeError(f"storage takes a path, ':memory:' or a Storage, not {type(spec).__name__} {spec!r}")
+    if str(spec) == ":memory:":
+        from liteq.storage.memory import MemoryStorage
+
+        return MemoryStorage()
+    if not str(spec):
+        raise ConfigurationError("storage takes the path of a file, not an empty string")
+    from liteq.storage.sqlite import SqliteStorage
+
+    return SqliteStorage(base / Path(spec).expanduser(), durability=durability)
+
+
+def _namespace_of_caller(app: LiteQ) -> dict[str, Any]:
+    """The globals of the module that calls ``LiteQ(...)``."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_locals.get("self") is app:  # our own and subclasses' __init__
+        frame = frame.f_back
+    return frame.f_globals
+
+
+def _directory_of(namespace: dict[str, Any]) -> Path:
+    """The directory of a module; the current one where it has no file."""
+    file = namespace.get("__file__")
+    return Path(file).absolute().parent if file else Path.cwd()
+
+
+def _environment_flag(name: str) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if value not in _TRUE + _FALSE:
+        raise ConfigurationError(f"the environment variable {name} takes 1 or 0, not {value!r}")
+    return value in _TRUE
+
+
+def _default_name(function: Callable[..., Any]) -> str:
+    module = getattr(function, "__module__", "") or ""
+    if module in ("__main__", "__mp_main__"):
+        module = _main_name()
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{module}.{name}" if module else name
+
+
+def _main_name() -> str:
+    """What other processes import the running script as: a job enqueued by ``python shop.py`` is for ``shop.add``."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if file else "__main__"
+
+
+def _same_function(known: Callable[..., Any], new: Callable[..., Any]) -> bool:
+    """Whether ``new`` is ``known`` again: the module was imported twice, or typed anew in an interactive session."""
+    if known is new:
+        return True
+    places = [_code_place(function) for function in (known, new)]
+    file = places[0][0]
+    return None not in places[0] and (places[0] == places[1] or (file == places[1][0] and str(file).startswith("<")))
+
+
+def _code_place(function: Callable[..., Any]) -> tuple[str | None, int | None]:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return (None, None) if code is None else (code.co_filename, code.co_firstlineno)
+
+
+def _where(function: Callable[..., Any]) -> str:
+    file, line = _code_place(function)
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    return f"{name} ({file}:{line})" if file else name
+
+
+def _task_name(task: Task[Any, Any] | str) -> str:
+    return task.name if isinstance(task, Task) else check_name(task, "task")
+
+
+def _id(result_or_id: Result[Any] | str) -> str:
+    return result_or_id.id if isinstance(result_or_id, Result) else check_name(result_or_id, "id")
+
+
+def _collect(hooks: list[Any]) -> Callable[[C], C]:
+    def decorate(hook: C) -> C:
+        if not callable(hook):
+            raise TypeError(
+                f"a hook must be callable, not {type(hook).__name__}; the decorator is used with parentheses"
+            )
+        hooks.append(hook)
+        return hook
+
+    return decorate

@@ -1,0 +1,12 @@
+"""The consumer: the program that runs jobs. One dispatcher, which alone talks to the storage, and a pool of workers.
+
+Read `dispatcher` first (the loop), then `pools.base` (what a pool is), then `consumer` (starting and stopping).
+Everything here knows the engine, and nothing here knows `LiteQ`.
+"""
+
+from liteq.consumer.consumer import Consumer
+from liteq.consumer.loading import AppNotFound, load_app
+from liteq.consumer.log_setup import LogFormat, LogSetup
+from liteq.consumer.options import ConsumerOptions
+
+__all__ = ["AppNotFound", "Consumer", "ConsumerOptions", "LogFormat", "LogSetup", "load_app"]

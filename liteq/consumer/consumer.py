@@ -1,0 +1,218 @@
+"""Consumer: a dispatcher, its pool, and their beginning and end. Runs in the foreground (`run`) or on threads (`start`)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from liteq import logs
+from liteq.consumer.announcer import Announcer
+from liteq.consumer.dispatcher import Dispatcher
+from liteq.consumer.log_setup import LogSetup
+from liteq.consumer.options import ConsumerOptions
+from liteq.consumer.pools.base import Pool
+from liteq.consumer.scheduler import Scheduler
+from liteq.engine import Engine
+from liteq.errors import ConfigurationError, StorageError
+from liteq.storage.watch import Waker
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+#: Otherwise a CPU-bound thread keeps the interpreter, and with it the storage's write lock, for up to 100 ms (16 with it).
+SWITCH_INTERVAL = 0.001
+#: Seconds between two looks of the upkeep thread while there is something to keep up.
+UPKEEP_EVERY = 0.05
+
+
+class Consumer:
+    """Runs the jobs of one app.
+
+    Args:
+        engine: the app's.
+        options: see `ConsumerOptions`.
+        log: where worker processes log to; ``None``: where this process does.
+    """
+
+    def __init__(self, engine: Engine, options: ConsumerOptions | None = None, log: LogSetup | None = None) -> None:
+        if engine.immediate:
+            raise ConfigurationError(
+                "this app is in immediate mode: its tasks run in the caller, there is nothing to consume"
+            )
+        self.engine = engine
+        self.options = options or ConsumerOptions()
+        self._log = log
+        self._waker = Waker()
+        self._announcer = Announcer(engine.signals)
+        self._dispatcher: Dispatcher | None = None
+        self._thread: threading.Thread | None = None
+        self._owner: int | None = None
+        self._stop_asked = False
+        self._stop_at_once = False
+
+    # ── in the foreground ────────────────────────────────────────────────────────────────────────────
+
+    def run(self) -> None:
+        """Run until `stop`, or, with ``burst``, until nothing is due.
+
+        Raises:
+            StorageError: the storage cannot be used at all. ConfigurationError: an option does not fit the app.
+        """
+        self._begin()
+        try:
+            self._run_dispatcher()
+        finally:
+            self._end()
+
+    def _begin(self) -> None:
+        """Everything that can go wrong at a start goes wrong here, before a job is touched."""
+        sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
+        options, engine = self.options, self.engine
+        self._owner = engine.storage.register(self._introduce())
+        engine.announce = self._announcer.announce
+        self._dispatcher = Dispatcher(
+            engine,
+            self._pool(),
+            Scheduler(engine, shared=options.periodic),
+            self._waker,
+            owner=self._owner,
+            queues=options.queues,
+            workers=options.workers,
+            shutdown_timeout=options.shutdown_timeout,
+            burst=options.burst,
+        )
+        self._keep_up = threading.Thread(
+            target=self._upkeep, args=(self._dispatcher,), name="liteq-upkeep", daemon=True
+        )
+        self._over = threading.Event()
+
+    def _introduce(self) -> dict[str, object]:
+        options = self.options
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "app": options.app_path,
+            "name": self.engine.name,
+            "workers": options.workers,
+            "worker_type": options.worker_type,
+            "queues": None if options.queues is None else list(options.queues),
+            "started": self.engine.clock.now(),
+        }
+
+    def _pool(self) -> Pool:
+        options, runtime = self.options, self.engine.runtime
+        if options.worker_type == "thread":
+            from liteq.consumer.pools.thread import ThreadPool
+
+            return ThreadPool(runtime, options.workers, self._waker.wake, options.max_tasks)
+        from liteq.consumer.pools.process import ProcessPool
+
+        return ProcessPool(
+            runtime,
+            options.workers,
+            app_path=options.app_path,
+            start_method=options.start_method,
+            liveness=self.engine.storage.lock_fd(self._owner or 0),
+            log=self._log,
+            max_tasks=options.max_tasks,
+        )
+
+    def _run_dispatcher(self) -> None:
+        assert self._dispatcher is not None
+        options, engine = self.options, self.engine
+        logs.say(
+            logs.INFO,
+            "consumer started",
+            storage=engine.storage.location,
+            workers=f"{options.workers} {options.worker_type}",
+            queues=",".join(options.queues) if options.queues else "all",
+            tasks=len(set(engine.tasks.values())),
+            pid=os.getpid(),
+        )
+        self._hooks("on_startup")
+        self._keep_up.start()
+        if self._stop_asked:  # before there was anything to stop
+            self._dispatcher.stop(at_once=self._stop_at_once)
+        self._dispatcher.run()
+        self._hooks("on_shutdown")
+
+    def _hooks(self, kind: str) -> None:
+        """Threads share this process, so its hooks run here; worker processes run their own."""
+        if self.options.worker_type != "thread":
+            return
+        for hook in getattr(self.engine.runtime, kind):
+            try:
+                hook()
+            except Exception as error:  # noqa: BLE001 - the other hooks, and the jobs, still run
+                logs.logger.error("%s hook %r failed", kind, hook, exc_info=error)
+
+    def _end(self) -> None:
+        self._over.set()
+        if self._dispatcher is not None:
+            self._dispatcher.wrote.set()
+        if self._keep_up.is_alive():
+            self._keep_up.join()
+        self._announcer.stop(self.options.shutdown_timeout)
+        self.engine.announce = self.engine.signals.send
+        try:
+            if self._owner is not None:
+                self.engine.storage.unregister(self._owner)
+        except StorageError as error:  # the lock is gone with the process: others see that we are dead
+            logs.say(logs.WARNING, "could not sign off", error=error)
+        self._owner = None
+        self._waker.close()
+        logs.say(logs.INFO, "consumer stopped")
+
+    def _upkeep(self, dispatcher: Dispatcher) -> None:
+        """Keep the storage small and quick, soon after something was written; asleep while nothing is."""
+        while not self._over.is_set():
+            dispatcher.wrote.wait()
+            if self._over.wait(UPKEEP_EVERY):
+                return
+            dispatcher.wrote.clear()
+            try:
+                self.engine.storage.upkeep()
+            except StorageError as error:
+                logs.say(logs.DEBUG, "upkeep failed and will be tried again", error=error)
+
+    # ── on threads ───────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Run on a thread of this process. Touches no signal handler.
+
+        Raises:
+            as `run`, and ConfigurationError if it runs already.
+        """
+        if self._thread is not None:
+            raise ConfigurationError("this consumer was started already")
+        self._begin()
+        self._thread = threading.Thread(target=self._run_to_end, name="liteq-dispatcher", daemon=True)
+        self._thread.start()
+
+    def _run_to_end(self) -> None:
+        try:
+            self._run_dispatcher()
+        finally:
+            self._end()
+
+    def stop(self, *, at_once: bool = False, wait: bool = True) -> None:
+        """Stop: running jobs may finish within ``shutdown_timeout``, the rest goes back and costs no attempt.
+
+        Args:
+            at_once: do not wait for running jobs.
+            wait: return when it has stopped (only after `start`).
+        """
+        self._stop_asked = True
+        self._stop_at_once = self._stop_at_once or at_once
+        if self._dispatcher is not None:
+            self._dispatcher.stop(at_once=at_once)
+        thread = self._thread
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """A handler for TERM and INT: the first stops, the second stops at once."""
+        self.stop(at_once=self._stop_asked, wait=False)

@@ -1,0 +1,265 @@
+"""The one loop of a consumer. It alone talks to the storage; workers only run what it feeds them.
+
+::
+
+    outcomes = pool.collect()                     whatever has finished
+    round    = engine.round(outcomes, wanted)     ONE transaction: settle all of them, promote what is due, claim
+    pool.feed(round.jobs)
+    wait for: an outcome, a wake-up from the storage, the next due time, a deadline, a signal
+
+Nothing is delayed to fill a batch: what gathers while one commit runs goes into the next. If the storage fails (a full
+disk, a foreign lock), outcomes are kept here and written when it is back; nothing is claimed meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from selectors import EVENT_READ, DefaultSelector
+
+from liteq import logs
+from liteq.consumer.pools.base import Pool
+from liteq.consumer.prefetch import GIVE_BACK_AFTER, Prefetch
+from liteq.consumer.scheduler import Scheduler
+from liteq.engine import Ended, Engine
+from liteq.errors import StorageError
+from liteq.job import Job, Progress
+from liteq.storage.base import ClaimRequest
+from liteq.storage.watch import Change, Waker
+
+#: The longest sleep in seconds: a jump of the wall clock, or a missed wake-up, is noticed after this at the latest.
+LONGEST_WAIT = 10.0
+#: While every worker is busy, how often to look whether a running job was revoked.
+LOOK_EVERY = 0.25
+#: Seconds between two tries while the storage fails: doubled from the first to the last.
+FIRST_RETRY, LAST_RETRY = 0.05, 2.0
+
+
+class Dispatcher:
+    """See the module.
+
+    Args:
+        engine: the app's.
+        pool: not yet started.
+        scheduler: the duties besides running jobs.
+        owner: this consumer's number in the storage.
+        queues: in order of preference; ``None``: all.
+        workers: how many jobs run at a time.
+        shutdown_timeout: seconds for which running jobs may go on after `stop`.
+        burst: end when nothing is due and nothing runs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: Pool,
+        scheduler: Scheduler,
+        waker: Waker,
+        *,
+        owner: int,
+        queues: tuple[str, ...] | None,
+        workers: int,
+        shutdown_timeout: float,
+        burst: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._scheduler = scheduler
+        self._waker = waker
+        self._owner = owner
+        self._queues = queues
+        self._shutdown_timeout = shutdown_timeout
+        self._burst = burst
+        self._clock = engine.clock
+        self._prefetch = Prefetch(workers)
+        self._stop_asked = threading.Event()
+        self._stop_at_once = False
+        self._stop_deadline: float | None = None
+        self._interrupted = False
+        # What the next round has to write; kept while the storage fails.
+        self._ended: list[Ended] = []
+        self._released: list[Job] = []
+        self._progress: dict[int, Progress] = {}
+        self._cancelled: dict[int, bool] = {}
+        # Whether there may be something to claim, and when there will be.
+        self._look = True
+        self._next_due: float | None = None
+        self._last_end = 0.0
+        self._last_look = 0.0
+        self._retry_at: float | None = None
+        self._retry_wait = FIRST_RETRY
+        # When the pool, and the scheduler, want to be called again.
+        self._supervised: float | None = None
+        self._duty_at = 0.0
+        self._wrote = threading.Event()
+
+    @property
+    def wrote(self) -> threading.Event:
+        """Set whenever something was written: what the upkeep thread waits for."""
+        return self._wrote
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Claim no more and end; from any thread or a signal handler.
+
+        Args:
+            at_once: do not wait for running jobs.
+        """
+        self._stop_at_once = self._stop_at_once or at_once
+        self._stop_asked.set()
+        self._waker.wake()
+
+    def run(self) -> None:
+        """Run until told to stop, or, in a burst, until nothing is left to do. Running jobs have then ended or were given
+        back, and the pool is stopped."""
+        with DefaultSelector() as selector, self._engine.storage.watch() as watch:
+            selector.register(self._waker, EVENT_READ)
+            if watch.fileno() is not None:
+                selector.register(watch.fileno(), EVENT_READ)  # type: ignore[arg-type]
+            self._pool.watch(selector)
+            self._pool.start()
+            while True:
+                change = watch.changed()
+                self._waker.clear()
+                self._note(change)
+                self._step()
+                if self._is_over():
+                    break
+                wait = self._wait()
+                if watch.poll_interval is not None:
+                    wait = min(wait, watch.poll_interval)
+                if wait > 0 and self._pool.about_to_wait():
+                    selector.select(wait)
+            self._pool.stop()
+
+    def _note(self, change: Change) -> None:
+        if change & Change.DATA:
+            self._look = True
+        if change & Change.SLOTS:
+            self._scheduler.somebody_died()
+
+    # ── one step ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _step(self) -> None:
+        now = self._clock.monotonic()
+        self._supervised = self._pool.supervise(now)
+        ended = self._pool.collect()
+        if ended:
+            self._last_end = now
+            self._prefetch.observe([outcome.finished - outcome.started for _, outcome in ended])
+            self._ended += ended
+        self._progress |= self._pool.progress()
+        self._take_back(now)
+        if self._stop_asked.is_set():
+            self._hurry(now)
+        if self._retry_at is None or now >= self._retry_at:
+            self._with_storage(now)
+
+    def _with_storage(self, now: float) -> None:
+        try:
+            self._round(now)
+            self._duty_at = self._scheduler.run(now) if not self._stop_asked.is_set() else now + LONGEST_WAIT
+        except StorageError as error:
+            self._failed(error, now)
+        else:
+            if self._retry_at is not None:
+                logs.say(logs.WARNING, "the storage works again")
+            self._retry_at, self._retry_wait = None, FIRST_RETRY
+
+    def _failed(self, error: StorageError, now: float) -> None:
+        if self._retry_at is None:
+            message = "the storage fails; outcomes are kept in memory and no job is started until it works again"
+            logs.say(logs.ERROR, message, error=error, kept=len(self._ended))
+        self._retry_at = now + self._retry_wait
+        self._retry_wait = min(2 * self._retry_wait, LAST_RETRY)
+
+    def _round(self, now: float) -> None:
+        """Settle and claim, if there is anything to settle or a reason to look."""
+        wanted = 0 if self._stop_asked.is_set() else self._prefetch.wanted(self._pool.held)
+        due = self._next_due is not None and self._next_due <= self._clock.now()
+        claims = wanted > 0 and (self._look or due)
+        revocations = self._look and wanted == 0 and now - self._last_look >= LOOK_EVERY
+        if not (self._ended or self._released or self._progress or claims or revocations):
+            return
+        request = ClaimRequest(self._owner, wanted, self._queues) if wanted > 0 else None
+        done = self._engine.round(
+            self._ended, request, released=self._released, progress=self._progress, cancelled=self._cancelled
+        )
+        self._ended, self._released, self._progress = [], [], {}
+        self._last_look = now
+        self._next_due = done.next_due
+        self._tell(done.cancelled)
+        if wanted > 0:
+            self._look = len(done.jobs) >= wanted or bool(done.next_due and done.next_due <= self._clock.now())
+        if done.jobs:
+            self._last_end = max(self._last_end, now) if self._pool.held else now
+            self._pool.feed(done.jobs)
+            self._engine.announce_started(done.jobs)
+        self._wrote.set()
+
+    def _tell(self, cancelled: Mapping[int, bool]) -> None:
+        """Pass on which running jobs were revoked; each is told once, and stopped once."""
+        running = {job.seq for job in self._pool.running()} if cancelled else set()
+        ours = {seq: stop for seq, stop in cancelled.items() if seq in running}
+        for seq, stop in ours.items():
+            if self._cancelled.get(seq) is not stop:
+                self._pool.cancel(seq, stop=stop)
+        self._cancelled = ours
+
+    def _take_back(self, now: float) -> None:
+        """Give back what was claimed too early: no job has ended for a while, or the consumer stops."""
+        if not self._pool.backlog:
+            return
+        stopping = self._stop_asked.is_set()
+        if stopping or now - self._last_end >= GIVE_BACK_AFTER:
+            self._released += self._pool.take_back()
+            if not stopping:
+                self._prefetch.gave_back()
+
+    # ── stopping ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _hurry(self, now: float) -> None:
+        if self._stop_deadline is None:
+            self._stop_deadline = now + self._shutdown_timeout
+            left = len(self._pool.running())
+            logs.say(logs.INFO, "stopping", running=left, timeout=f"{self._shutdown_timeout:g}s")
+        if not self._interrupted and (self._stop_at_once or now >= self._stop_deadline):
+            self._interrupted = True
+            self._pool.interrupt()
+
+    def _is_over(self) -> bool:
+        if self._pool.held or self._ended or self._released:
+            return False
+        if self._stop_asked.is_set():
+            return True
+        return self._burst and not self._look and not self._is_due()
+
+    def _is_due(self) -> bool:
+        return self._next_due is not None and self._next_due <= self._clock.now()
+
+    # ── waiting ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _wait(self) -> float:
+        """How long there is nothing to do, in seconds, unless something wakes us."""
+        now = self._clock.monotonic()
+        if self._retry_at is not None:
+            return max(0.0, self._retry_at - now)
+        if self._ended or self._released:
+            return 0.0
+        waits = [LONGEST_WAIT, self._duty_at - now]
+        if self._supervised is not None:
+            waits.append(self._supervised - now)
+        if self._pool.backlog:
+            waits.append(self._last_end + GIVE_BACK_AFTER - now)
+        if self._stop_deadline is not None and not self._interrupted:
+            waits.append(self._stop_deadline - now)
+        if not self._stop_asked.is_set():
+            waits += self._claiming_waits(now)
+        return max(0.0, min(waits))
+
+    def _claiming_waits(self, now: float) -> list[float]:
+        has_room = self._prefetch.wanted(self._pool.held) > 0
+        if not has_room:
+            return [self._last_look + LOOK_EVERY - now] if self._look else []
+        if self._look:
+            return [0.0]
+        return [] if self._next_due is None else [self._next_due - self._clock.now()]

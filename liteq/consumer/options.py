@@ -1,0 +1,70 @@
+"""What a consumer can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from liteq.definition import check_integer, check_name
+from liteq.errors import ConfigurationError
+from liteq.instants import positive_seconds
+
+WorkerType = Literal["thread", "process"]
+StartMethod = Literal["fork", "spawn", "forkserver"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerOptions:
+    """The options of a consumer, checked.
+
+    Args:
+        workers: how many jobs run at a time.
+        worker_type: ``"thread"`` or ``"process"``.
+        queues: in this order of preference; ``None``: all.
+        periodic: look after what is not a job of one consumer alone: expiry, retention, jobs of dead consumers.
+        shutdown_timeout: seconds for which running jobs may go on after a stop.
+        max_tasks: replace a worker after so many jobs; ``None``: never.
+        burst: run until nothing is due, then stop.
+        start_method: of worker processes; ``None``: forkserver on Linux, spawn elsewhere.
+        app_path: from where worker processes import the app, ``"module:name"``.
+    """
+
+    workers: int = 1
+    worker_type: WorkerType = "thread"
+    queues: tuple[str, ...] | None = None
+    periodic: bool = True
+    shutdown_timeout: float = 25.0
+    max_tasks: int | None = None
+    burst: bool = False
+    start_method: StartMethod | None = None
+    app_path: str | None = None
+
+    def __post_init__(self) -> None:
+        check_integer(self.workers, "workers", least=1)
+        _one_of(self.worker_type, "worker_type", get_args(WorkerType))
+        if self.start_method is not None:
+            _one_of(self.start_method, "start_method", get_args(StartMethod))
+        if self.max_tasks is not None:
+            check_integer(self.max_tasks, "max_tasks", least=1)
+        _set(self, "queues", None if self.queues is None else _queues(self.queues))
+        _set(self, "shutdown_timeout", positive_seconds(self.shutdown_timeout, "shutdown_timeout"))
+
+
+def _set(options: ConsumerOptions, name: str, value: Any) -> None:
+    object.__setattr__(options, name, value)  # the one way to normalise a frozen dataclass's field
+
+
+def _queues(given: str | Sequence[str]) -> tuple[str, ...]:
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    checked = tuple(check_name(name, "queues") for name in names)
+    if not checked:
+        raise ConfigurationError("queues takes at least one queue; leave it out for all of them")
+    if len(set(checked)) < len(checked):
+        raise ConfigurationError(f"queues names one queue twice: {', '.join(checked)}")
+    return checked
+
+
+def _one_of(value: object, what: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"{what} takes {' or '.join(map(repr, choices))}, not {value!r}")

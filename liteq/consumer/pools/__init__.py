@@ -1,0 +1,1 @@
+"""Pools: N workers of one kind. `base` says what every pool does."""

@@ -1,0 +1,91 @@
+"""What every pool of workers does, whatever its kind.
+
+A pool is driven by one thread, the dispatcher's. Only `wake`, which it is given, may be called from others. A kind may
+differ in how a worker starts and is seen alive, how it is told to stop, and its deadline; the rest is here or in
+`liteq.execution`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from selectors import BaseSelector
+
+from liteq.engine import Ended
+from liteq.job import Job, Progress
+
+#: Seconds between asking a body to stop (an exception in it) and taking its worker away.
+GRACE = 1.0
+
+
+class Pool(ABC):
+    """N workers of one kind."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the workers. Returns before they are ready."""
+
+    @abstractmethod
+    def watch(self, selector: BaseSelector) -> None:
+        """Register with ``selector`` whatever shows that there is something to collect (data: ``None``)."""
+
+    @abstractmethod
+    def about_to_wait(self) -> bool:
+        """The dispatcher is going to sleep; False if it should not, because something has come in."""
+
+    @abstractmethod
+    def feed(self, jobs: Iterable[Job]) -> None:
+        """Take over claimed jobs, to be started in this order."""
+
+    @abstractmethod
+    def collect(self) -> list[Ended]:
+        """What has ended since the last call."""
+
+    @abstractmethod
+    def progress(self) -> dict[int, Progress]:
+        """What running jobs have said since the last call, by ``seq``."""
+
+    @property
+    @abstractmethod
+    def held(self) -> int:
+        """How many jobs were fed and not yet collected."""
+
+    @property
+    @abstractmethod
+    def backlog(self) -> int:
+        """How many of them can still be taken back."""
+
+    @abstractmethod
+    def take_back(self) -> list[Job]:
+        """The jobs that no worker has been given; they are not the pool's any more."""
+
+    @abstractmethod
+    def running(self) -> list[Job]:
+        """The jobs that workers have been given."""
+
+    @abstractmethod
+    def cancel(self, seq: int, *, stop: bool) -> None:
+        """Tell the running job ``seq``, if it is here, that it was revoked; with ``stop``, end it."""
+
+    @abstractmethod
+    def supervise(self, now: float) -> float | None:
+        """Enforce deadlines and replace workers.
+
+        Args:
+            now: on the monotonic clock.
+
+        Returns:
+            When to be called next at the latest, on the monotonic clock; ``None``: any time.
+        """
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """The consumer cannot wait any longer: end every running job as *interrupted*."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the workers. Jobs that are still held are abandoned."""
+
+    @abstractmethod
+    def stuck(self) -> int:
+        """How many workers were given up because nothing could stop what they run."""

@@ -1,0 +1,107 @@
+"""What passes between a consumer and its worker processes: frames of marshalled tuples over a socket.
+
+Both ends are the same program on the same interpreter, and nothing here comes from the file: a payload travels as the
+bytes it is stored as. `marshal` makes a tuple of plain values in 0.5 µs; pickle takes three times as long.
+
+To a worker: ``("jobs", [packed job, …])``, ``("cancel", seq)``, ``("interrupt", seq)``, ``("stop",)``.
+From a worker: ``("ready",)``, ``("done", packed outcome)``, ``("progress", seq, done, total, message)``,
+``("broken", text)`` when it cannot start.
+"""
+
+from __future__ import annotations
+
+import marshal
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from liteq.job import Job, JobState, Outcome
+
+_LENGTH = struct.Struct("<I")
+
+Message = tuple[Any, ...]
+
+
+def frame(message: Message) -> bytes:
+    """A message as bytes, with its length in front."""
+    body = marshal.dumps(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Unframer:
+    """Cuts a stream of bytes into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that are complete with ``data``."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        while len(buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            end = start + _LENGTH.size + length
+            if len(buffer) < end:
+                break
+            message = marshal.loads(memoryview(buffer)[start + _LENGTH.size : end])
+            start = end
+            yield message
+        del buffer[:start]
+
+
+def pack_job(job: Job) -> Message:
+    """A claimed job as plain values; only what a worker needs."""
+    return (
+        job.seq,
+        job.id,
+        job.task,
+        job.queue,
+        job.priority,
+        job.payload,
+        job.created,
+        job.due,
+        job.expires,
+        job.options,
+        job.claim,
+        job.attempt,
+        job.base,
+        job.crashes,
+        job.started,
+    )
+
+
+def unpack_job(values: Message) -> Job:
+    """The job that `pack_job` packed."""
+    seq, job_id, task, queue, priority, payload, created, due, expires, options, *counters = values
+    claim, attempt, base, crashes, started = counters
+    return Job(
+        seq,
+        job_id,
+        task,
+        JobState.RUNNING,
+        queue,
+        priority,
+        payload,
+        created,
+        due,
+        expires,
+        options,
+        None,
+        claim,
+        attempt,
+        base,
+        crashes,
+        None,
+        started,
+    )
+
+
+def pack_outcome(outcome: Outcome) -> Message:
+    """An outcome as plain values: marshal refuses a StrEnum."""
+    return (outcome.seq, outcome.claim, str(outcome.ending), *outcome[3:])
+
+
+def unpack_outcome(values: Message) -> Outcome:
+    """The outcome that `pack_outcome` packed; its ``ending`` is a plain string, equal to the Ending."""
+    return Outcome._make(values)

@@ -1,0 +1,23 @@
+"""Imported once by the fork server, so that worker processes are forks that already know the app (7 ms instead of 200).
+
+The fork server ignores TERM, as worker processes do: a supervisor that signals the whole group must not take the server
+away from under jobs that may still finish. It ends with its consumer, whose pipe it watches.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+
+#: Names the module to import; set while the fork server is being started.
+VARIABLE = "LITEQ_PRELOAD"
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+_module = os.environ.pop(VARIABLE, "")
+if _module:
+    try:
+        importlib.import_module(_module)
+    except Exception:  # noqa: BLE001 - each worker imports it again, and says what is wrong
+        pass  # the server itself must live

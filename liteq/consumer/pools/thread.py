@@ -1,0 +1,305 @@
+"""Thread workers: one shared queue, N threads, deadlines by an exception put into the thread.
+
+Such an exception arrives within 0.1 ms in Python code, but not before a blocking call returns and never in C code that
+does not come back. A thread that is still there after the grace is given up: its job is settled, its slot gets a new
+thread, and what it may yet do is ignored. Python cannot kill a thread, so it lives on until its call returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+from selectors import BaseSelector
+
+from liteq import logs
+from liteq.consumer.pools.base import GRACE, Pool
+from liteq.engine import Ended
+from liteq.errors import TaskTimeout
+from liteq.execution import Interrupted, Runtime, close_loop, execute
+from liteq.job import Ending, Job, Outcome, Progress
+
+
+class ThreadPool(Pool):
+    """N threads of this process.
+
+    Args:
+        runtime: the app's.
+        size: how many threads.
+        wake: wakes the dispatcher; callable from any thread.
+        max_tasks: replace a thread after so many jobs; ``None``: never.
+    """
+
+    def __init__(self, runtime: Runtime, size: int, wake: Callable[[], None], max_tasks: int | None = None) -> None:
+        self.runtime = runtime
+        self.size = size
+        self.max_tasks = max_tasks
+        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._wake = wake
+        self._ended: deque[Ended] = deque()
+        self._progress: dict[int, Progress] = {}
+        self._slots: list[ThreadSlot] = []
+        self._held = 0
+        self._stuck = 0
+        self._dispatcher_sleeps = False
+
+    def start(self) -> None:
+        while len(self._slots) < self.size:
+            self._slots.append(ThreadSlot(self))
+
+    def watch(self, selector: BaseSelector) -> None:
+        return None  # threads call `wake`
+
+    def about_to_wait(self) -> bool:
+        self._dispatcher_sleeps = True
+        return not self._ended and not self._progress
+
+    def feed(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._held += 1
+            self.jobs.put(job)
+
+    def collect(self) -> list[Ended]:
+        self._dispatcher_sleeps = False
+        ended = [self._ended.popleft() for _ in range(len(self._ended))]
+        self._held -= len(ended)
+        return ended
+
+    def progress(self) -> dict[int, Progress]:
+        if not self._progress:
+            return {}
+        said, self._progress = self._progress, {}
+        return said
+
+    @property
+    def held(self) -> int:
+        return self._held
+
+    @property
+    def backlog(self) -> int:
+        return self.jobs.qsize()
+
+    def take_back(self) -> list[Job]:
+        taken: list[Job] = []
+        try:
+            while True:
+                job = self.jobs.get_nowait()
+                if job is not None:
+                    taken.append(job)
+        except Empty:
+            self._held -= len(taken)
+            return taken
+
+    def running(self) -> list[Job]:
+        return [job for slot in self._slots if (job := slot.job) is not None]
+
+    def cancel(self, seq: int, *, stop: bool) -> None:
+        for slot in self._slots:
+            job = slot.job
+            if job is not None and job.seq == seq:
+                slot.cancelled = True
+                if stop:
+                    slot.interrupt(self.runtime.clock.monotonic() + GRACE)
+
+    def supervise(self, now: float) -> float | None:
+        dates = [date for slot in tuple(self._slots) if (date := self._supervise_slot(slot, now)) is not None]
+        return min(dates, default=None)
+
+    def _supervise_slot(self, slot: ThreadSlot, now: float) -> float | None:
+        if slot.gone:
+            self._replace(slot)
+            return None
+        if slot.give_up_at is not None and slot.give_up_at <= now:
+            self._give_up(slot)
+            return None
+        if slot.deadline is not None and slot.deadline <= now:
+            slot.time_out(now + GRACE)
+        return min((date for date in (slot.deadline, slot.give_up_at) if date is not None), default=None)
+
+    def _replace(self, slot: ThreadSlot) -> None:
+        self._slots[self._slots.index(slot)] = ThreadSlot(self)
+
+    def _give_up(self, slot: ThreadSlot) -> None:
+        """Settle the job of a thread that nothing stops, without a retry: it may still be running."""
+        outcome = slot.abandon()
+        if outcome is None:
+            return  # it came back in this very moment
+        job, ended = outcome
+        self._stuck += 1
+        logs.say(logs.ERROR, "worker thread is stuck and was replaced", job=job.id, task=job.task, stuck=self._stuck)
+        self._ended.append(Ended(job, ended))
+        self._replace(slot)
+
+    def interrupt(self) -> None:
+        give_up_at = self.runtime.clock.monotonic() + GRACE
+        for slot in self._slots:
+            slot.interrupt(give_up_at)
+
+    def stop(self) -> None:
+        for _ in self._slots:
+            self.jobs.put(None)
+        for slot in self._slots:
+            slot.join(GRACE)
+
+    def stuck(self) -> int:
+        return self._stuck
+
+    # ── called by the worker threads ─────────────────────────────────────────────────────────────────
+
+    def report(self, ended: Ended) -> None:
+        """A job has ended."""
+        self._ended.append(ended)
+        if self._dispatcher_sleeps:
+            self._dispatcher_sleeps = False
+            self._wake()
+
+    def say(self, seq: int, progress: Progress) -> None:
+        """A job says how far it is."""
+        self._progress[seq] = progress
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Something that the dispatcher must look at, such as a deadline."""
+        if self._dispatcher_sleeps:
+            self._wake()
+
+
+class ThreadSlot:
+    """One worker thread, and the Deadline and Channel of what it runs."""
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self.job: Job | None = None
+        self.started = 0.0
+        self.deadline: float | None = None
+        self.give_up_at: float | None = None
+        self.cancelled = False
+        self.gone = False
+        self.interrupted = False
+        self._body_runs = False
+        self._injected: type[BaseException] | None = None
+        self._cancel_coroutine: Callable[[], object] | None = None
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._work, name="liteq-worker", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        pool = self._pool
+        left = pool.max_tasks or -1
+        try:
+            while left and (job := pool.jobs.get()) is not None:
+                left -= 1
+                self._begin(job)
+                outcome = self._execute(job)
+                if not self._finish():
+                    return  # given up meanwhile: the job was settled, and another thread has this one's place
+                pool.report(Ended(job, outcome))
+        finally:
+            close_loop()
+            self.gone = True
+            pool.nudge()
+
+    def _execute(self, job: Job) -> Outcome:
+        try:
+            return execute(job, self._pool.runtime, self, self)
+        except (Interrupted, TaskTimeout):  # put into this thread a moment too late to be the task's
+            now = self._pool.runtime.clock.now()
+            return Outcome(job.seq, job.claim, Ending.INTERRUPTED, self.started, now)
+
+    def _begin(self, job: Job) -> None:
+        self.started = self._pool.runtime.clock.now()
+        self.cancelled = self.interrupted = False
+        self.job = job
+
+    def _finish(self) -> bool:
+        with self._lock:
+            self.job = None
+            self.deadline = self.give_up_at = None
+            return not self._abandoned
+
+    # ── Deadline, called in this thread by `execute` ─────────────────────────────────────────────────
+
+    def start(self, timeout: float | None, *, raises: bool) -> None:
+        with self._lock:
+            self._injected = None
+            self._cancel_coroutine = None
+            self._body_runs = raises
+            if timeout is None:
+                return
+            # A coroutine ends itself (`asyncio.timeout`); here is only what to do if it does not.
+            now = self._pool.runtime.clock.monotonic()
+            self.deadline, self.give_up_at = (now + timeout, None) if raises else (None, now + timeout + GRACE)
+        self._pool.nudge()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._body_runs = False
+            self._cancel_coroutine = None
+            if self._injected is not None:  # it may not have arrived yet, and must not arrive later
+                _inject(self._thread, None)
+
+    def on_cancel(self, cancel: Callable[[], object]) -> None:
+        self._cancel_coroutine = cancel
+
+    # ── Channel, called in this thread by the task ───────────────────────────────────────────────────
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        self._pool.say(job.seq, progress)
+
+    def is_cancelled(self, job: Job) -> bool:
+        return self.cancelled
+
+    # ── called by the dispatcher ─────────────────────────────────────────────────────────────────────
+
+    def time_out(self, give_up_at: float) -> None:
+        """Raise TaskTimeout in the body."""
+        with self._lock:
+            self.deadline = None
+            if self._body_runs:
+                self.give_up_at = give_up_at
+                self._injected = TaskTimeout
+                _inject(self._thread, TaskTimeout)
+
+    def interrupt(self, give_up_at: float) -> None:
+        """End the body as interrupted."""
+        with self._lock:
+            if self.job is None or self.interrupted:
+                return
+            self.interrupted = True
+            self.deadline, self.give_up_at = None, give_up_at
+            if self._cancel_coroutine is not None:
+                self._cancel_coroutine()
+            elif self._body_runs:
+                self._injected = Interrupted
+                _inject(self._thread, Interrupted)
+
+    def abandon(self) -> tuple[Job, Outcome] | None:
+        """Give the thread up; ``None`` if it has just finished."""
+        with self._lock:
+            job = self.job
+            if job is None:
+                return None
+            self._abandoned = True
+            now = self._pool.runtime.clock.now()
+            outcome = Outcome(job.seq, job.claim, Ending.INTERRUPTED, self.started, now)
+            if self.interrupted:
+                return job, outcome
+            message = (
+                "the task ran longer than its timeout and its thread could not be stopped; it may still be running, "
+                "so it is not run again (worker processes can be killed: -k process)"
+            )
+            return job, outcome._replace(
+                ending=Ending.TIMEOUT, retryable=False, error_type="TaskTimeout", message=message
+            )
+
+
+def _inject(thread: threading.Thread, error: type[BaseException] | None) -> None:
+    """Have ``error`` raised in a thread at its next bytecode; ``None`` takes back one that has not been raised yet."""
+    argument = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), argument)

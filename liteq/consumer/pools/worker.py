@@ -1,0 +1,269 @@
+"""A worker process: the child's side of `liteq.consumer.pools.process`.
+
+The main thread runs jobs, one after another. A second thread reads what the consumer sends, so that a job can be told
+that it was revoked while it runs, and so that the worker ends at once when its consumer is gone: no orphans. On Linux the
+kernel is asked to kill it as well, for the case that C code holds the interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from liteq import logs
+from liteq.consumer.loading import load_app
+from liteq.consumer.log_setup import LogSetup
+from liteq.consumer.pools.messages import Unframer, frame, pack_outcome, unpack_job
+from liteq.errors import TaskTimeout
+from liteq.execution import Interrupted, Runtime, close_loop, execute
+from liteq.job import Ending, Job, Outcome, Progress
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What a worker process is told at its start.
+
+    Args:
+        app_path: the app to import; empty: ``runtime`` is inherited (only by a fork).
+        import_path: the consumer's ``sys.path``.
+        log: where its log lines go; ``None``: as they are set up where it is forked from.
+        siblings: descriptors of the consumer's that a fork inherits and must close.
+    """
+
+    app_path: str
+    import_path: list[str]
+    log: LogSetup | None
+    siblings: tuple[int, ...] = ()
+
+
+def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Runtime | None) -> None:
+    """Run jobs until told to stop.
+
+    Args:
+        setup: see there.
+        channel: this end of the socket to the consumer.
+        liveness: a copy of the consumer's lock, held so that a job still running here is not given to others; unused
+            otherwise.
+        runtime: the app's, where it is inherited.
+    """
+    parent = _isolate(setup)
+    if setup.log is not None:
+        setup.log.apply()
+    held = liveness.detach() if hasattr(liveness, "detach") else liveness  # to the end of the process
+    worker = None
+    try:
+        if runtime is None:
+            sys.path[:] = setup.import_path + [one for one in sys.path if one not in setup.import_path]
+            runtime = load_app(setup.app_path).engine.runtime
+        worker = _Worker(runtime, channel)
+        for hook in runtime.on_startup:
+            hook()
+    except BaseException as error:  # noqa: BLE001 - told to the consumer, which knows what to do
+        _tell_why_not(channel, error)
+        raise SystemExit(1) from None
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)  # it died before the kernel was asked to tell us
+    worker.run()
+    del held
+
+
+def _isolate(setup: WorkerSetup) -> int | None:
+    """Be a worker and nothing else of what the parent was; returns the parent's pid where its death is watched."""
+    for descriptor in setup.siblings:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the consumer decides when a worker stops
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not hasattr(os, "setsid"):
+        return None
+    signal.set_wakeup_fd(-1)
+    for name in ("SIGHUP", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    os.setsid()  # a group of its own, so that a kill reaches what the job has started
+    return _die_with_parent()
+
+
+def _die_with_parent() -> int | None:
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return parent
+
+
+def _tell_why_not(channel: socket.socket, error: BaseException) -> None:
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):  # then nobody is left to tell
+        channel.sendall(frame(("broken", text)))
+
+
+class _Worker:
+    """The two threads of a worker process."""
+
+    def __init__(self, runtime: Runtime, channel: socket.socket) -> None:
+        self._runtime = runtime
+        self._socket = channel
+        self._sending = threading.Lock()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._job: Job | None = None
+        self._cancelled: set[int] = set()
+        self._alarm = _Alarm()
+
+    def run(self) -> None:
+        """Tell that it is ready, and run jobs until the end."""
+        threading.Thread(target=self._read, name="liteq-reader", daemon=True).start()
+        self._send(("ready",))
+        while (job := self._jobs.get()) is not None:
+            self._job = job
+            outcome = self._execute(job)
+            self._job = None
+            self._cancelled.discard(job.seq)
+            self._send(("done", pack_outcome(outcome)))
+        self._close()
+
+    def _execute(self, job: Job) -> Outcome:
+        started = self._runtime.clock.now()
+        try:
+            return execute(job, self._runtime, self, self._alarm)
+        except (Interrupted, TaskTimeout):  # raised by a signal that came a moment too late to be the task's
+            return Outcome(job.seq, job.claim, Ending.INTERRUPTED, started, self._runtime.clock.now())
+
+    def _close(self) -> None:
+        for hook in self._runtime.on_shutdown:
+            try:
+                hook()
+            except Exception as error:  # noqa: BLE001 - the other hooks still run
+                logs.logger.error("on_shutdown hook %r failed", hook, exc_info=error)
+        close_loop()
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        try:
+            with self._sending:
+                self._socket.sendall(frame(message))
+        except OSError:
+            os._exit(1)  # the consumer is gone; what we did is recovered by another one
+
+    # ── Channel ──────────────────────────────────────────────────────────────────────────────────────
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        self._send(("progress", job.seq, *progress))
+
+    def is_cancelled(self, job: Job) -> bool:
+        return job.seq in self._cancelled
+
+    # ── the reading thread ───────────────────────────────────────────────────────────────────────────
+
+    def _read(self) -> None:
+        unframer = Unframer()
+        while data := self._receive():
+            for message in unframer.feed(data):
+                self._obey(message)
+        os._exit(1)  # the consumer is gone, whatever the main thread is doing
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 18)
+        except OSError:
+            return b""
+
+    def _obey(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("jobs", packed):
+                for values in packed:
+                    self._jobs.put(unpack_job(values))
+            case ("cancel", seq):
+                self._cancelled.add(seq)
+            case ("interrupt", seq):
+                job = self._job
+                if job is not None and job.seq == seq:
+                    self._alarm.interrupt()
+            case ("stop",):
+                self._jobs.put(None)
+
+
+class _Alarm:
+    """Deadlines in the main thread of a process: by a timer signal where there is one.
+
+    What the signal does not stop (C code, a task that catches everything) is killed by the consumer.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._raises: type[BaseException] | None = None
+        self._cancel_coroutine: Callable[[], object] | None = None
+        self._body_runs = False
+        self._main = threading.main_thread().ident or 0
+        self._by_signal = hasattr(signal, "setitimer")
+        self._timer: threading.Timer | None = None
+        self._armed = False
+        if self._by_signal:
+            signal.signal(signal.SIGALRM, self._on_alarm)
+            signal.signal(signal.SIGUSR2, self._on_interrupt)
+
+    def start(self, timeout: float | None, *, raises: bool) -> None:
+        self.interrupted = False
+        self._cancel_coroutine = None
+        self._body_runs = raises
+        if timeout is None or not raises:
+            return
+        self._armed = True
+        if self._by_signal:
+            signal.setitimer(signal.ITIMER_REAL, timeout)
+        else:
+            self._timer = threading.Timer(timeout, self._inject, (TaskTimeout,))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        self._body_runs = False
+        self._cancel_coroutine = None
+        if not self._armed:
+            return
+        self._armed = False
+        if self._by_signal:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._inject(None)
+
+    def on_cancel(self, cancel: Callable[[], object]) -> None:
+        self._cancel_coroutine = cancel
+
+    def interrupt(self) -> None:
+        """End the body as interrupted. Called on the reading thread."""
+        self.interrupted = True
+        cancel = self._cancel_coroutine
+        if cancel is not None:
+            cancel()
+        elif self._by_signal:
+            signal.pthread_kill(self._main, signal.SIGUSR2)
+        elif self._body_runs:
+            self._inject(Interrupted)
+
+    def _on_alarm(self, _number: int, _frame: object) -> None:
+        if self._body_runs:
+            raise TaskTimeout
+
+    def _on_interrupt(self, _number: int, _frame: object) -> None:
+        if self._body_runs:
+            raise Interrupted
+
+    def _inject(self, error: type[BaseException] | None) -> None:
+        import ctypes
+
+        argument = None if error is None else ctypes.py_object(error)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), argument)

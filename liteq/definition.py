@@ -1,0 +1,233 @@
+"""What a task is, apart from being callable: its name, its function and its checked options.
+
+`Definition` is what the consumer and the workers look up by name; `Task` (in `liteq.task`) is what the user calls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any, Literal, TypedDict
+
+from liteq.errors import ConfigurationError
+from liteq.instants import positive_seconds
+from liteq.job import Job
+from liteq.lifecycle import Policy
+from liteq.retry import RetryDelay, retry_delay
+
+#: SQLite's integers.
+_LARGEST = 1 << 63
+
+#: Options of a task that one call may override and that travel with its job.
+PER_CALL = (
+    "retries",
+    "retry_delay",
+    "retry_backoff",
+    "retry_max_delay",
+    "retry_jitter",
+    "timeout",
+    "on_crash",
+    "max_crashes",
+)
+
+
+class CallKeywords(TypedDict, total=False):
+    """What one call may override, as type checkers know it; see ``Task.using``."""
+
+    eta: datetime
+    delay: float | timedelta
+    priority: int
+    queue: str
+    id: str
+    expires: float | timedelta | datetime
+    retries: int
+    retry_delay: float | timedelta | Sequence[float | timedelta]
+    retry_backoff: float
+    retry_max_delay: float | timedelta
+    retry_jitter: bool
+    timeout: float | timedelta
+    on_crash: Literal["retry", "fail"]
+    max_crashes: int
+
+
+class TaskOptions(TypedDict, total=False):
+    """The options of a task, as type checkers know them; see ``LiteQ.task``. (``context`` changes the signature.)"""
+
+    name: str
+    aliases: Iterable[str]
+    queue: str
+    priority: int
+    retries: int
+    retry_delay: float | timedelta | Sequence[float | timedelta]
+    retry_backoff: float
+    retry_max_delay: float | timedelta
+    retry_jitter: bool
+    retry_on: type[BaseException] | Iterable[type[BaseException]]
+    give_up_on: type[BaseException] | Iterable[type[BaseException]]
+    timeout: float | timedelta | None
+    expires: float | timedelta | None
+    on_crash: Literal["retry", "fail"]
+    max_crashes: int
+    store_result: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The checked options of one task; see ``LiteQ.task`` for what each means."""
+
+    queue: str = "default"
+    priority: int = 0
+    policy: Policy = field(default_factory=Policy)
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    give_up_on: tuple[type[BaseException], ...] = ()
+    timeout: float | None = None
+    expires: float | None = None
+    context: bool = False
+    store_result: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One registered task.
+
+    Args:
+        name: the stored name.
+        function: what runs.
+        options: checked.
+        is_async: the function is ``async def``.
+        raw: the options as the user gave them, for overriding single ones.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    options: Options
+    is_async: bool = False
+    raw: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+
+    def for_job(self, job: Job) -> Options:
+        """The options that hold for this job: the task's, with what the call overrode."""
+        return self.options if job.options is None else _overridden(self, job.options)
+
+
+@lru_cache(maxsize=1024)
+def _overridden(definition: Definition, text: str) -> Options:
+    given = json.loads(text)
+    merged = {name: value for name, value in definition.raw.items() if name in PER_CALL} | given
+    checked = check_options(merged)
+    return replace(definition.options, policy=checked.policy, timeout=checked.timeout)
+
+
+def check_options(given: Mapping[str, Any]) -> Options:
+    """Check the options of a task.
+
+    Raises:
+        TypeError: an option does not exist or has the wrong type; the message names it.
+        ConfigurationError: an option has a value that makes no sense; likewise.
+    """
+    unknown = sorted(set(given) - OPTION_NAMES)
+    if unknown:
+        raise TypeError(f"unknown task option {unknown[0]!r}; the options are {', '.join(sorted(OPTION_NAMES))}")
+    timeout, expires = given.get("timeout"), given.get("expires")
+    return Options(
+        queue=check_name(given.get("queue", "default"), "queue"),
+        priority=check_integer(given.get("priority", 0), "priority", least=-_LARGEST),
+        policy=_policy(given),
+        retry_on=_exceptions(given.get("retry_on", (Exception,)), "retry_on"),
+        give_up_on=_exceptions(given.get("give_up_on", ()), "give_up_on"),
+        timeout=None if timeout is None else positive_seconds(timeout, "timeout", allow_zero=False),
+        expires=None if expires is None else positive_seconds(expires, "expires"),
+        context=_flag(given.get("context", False), "context"),
+        store_result=_flag(given.get("store_result", True), "store_result"),
+    )
+
+
+OPTION_NAMES = frozenset(
+    {one.name for one in fields(Options)} - {"policy"}
+    | {"retries", "retry_delay", "retry_backoff", "retry_max_delay", "retry_jitter", "on_crash", "max_crashes"}
+)
+
+
+def _policy(given: Mapping[str, Any]) -> Policy:
+    return Policy(
+        retries=check_integer(given.get("retries", 0), "retries"),
+        retry=_retry(given),
+        on_crash=_on_crash(given.get("on_crash", "retry")),
+        max_crashes=check_integer(given.get("max_crashes", 3), "max_crashes", least=1),
+    )
+
+
+def _retry(given: Mapping[str, Any]) -> RetryDelay:
+    return retry_delay(
+        given.get("retry_delay", 0),
+        given.get("retry_backoff", 1),
+        given.get("retry_max_delay", 3600),
+        given.get("retry_jitter", False),
+    )
+
+
+def _on_crash(value: object) -> Literal["retry", "fail"]:
+    if value == "retry":
+        return "retry"
+    if value == "fail":
+        return "fail"
+    raise ConfigurationError(f"on_crash takes 'retry' or 'fail', not {value!r}")
+
+
+def check_name(value: object, what: str) -> str:
+    """A name that can be stored: a non-empty string of at most 255 characters without surrogates or NUL."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} takes a string, not {type(value).__name__} {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{what} {value!r} cannot be stored: it holds a lone surrogate") from None
+    if not 0 < len(value) <= 255 or "\0" in value:
+        raise ConfigurationError(f"{what} must have 1 to 255 characters and no NUL, not {value[:40]!r}")
+    return value
+
+
+def check_integer(value: object, what: str, *, least: int = 0) -> int:
+    """An integer that SQLite can store, at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} takes an integer, not {type(value).__name__} {value!r}")
+    if not least <= value < _LARGEST:
+        raise ConfigurationError(f"{what} must be an integer from {least} to {_LARGEST - 1}, not {value}")
+    return value
+
+
+def _flag(value: object, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} takes True or False, not {type(value).__name__} {value!r}")
+    return value
+
+
+def _exceptions(value: object, what: str) -> tuple[type[BaseException], ...]:
+    classes = value if isinstance(value, (tuple, list)) else (value,)
+    for one in classes:
+        if not (isinstance(one, type) and issubclass(one, BaseException)):
+            raise TypeError(f"{what} takes exception classes, not {type(one).__name__} {one!r}")
+    return tuple(classes)
+
+
+def override_text(given: Mapping[str, Any]) -> str | None:
+    """The JSON that a job carries of what its call overrides; ``None`` where that is nothing.
+
+    Raises:
+        TypeError, ConfigurationError: as `check_options`.
+    """
+    kept = {name: _plain(value) for name, value in given.items() if name in PER_CALL}
+    if not kept:
+        return None
+    check_options(kept)
+    return json.dumps(kept, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value

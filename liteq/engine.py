@@ -1,0 +1,537 @@
+"""The engine: storage, serializer, clock and registry, and everything that is done with a job between them.
+
+`LiteQ` is a façade over one Engine; the consumer drives it; a Result holds it. What becomes of a job is decided in
+`lifecycle`, what is stored is the storage's business; here the two are brought together, and signals are sent after the
+commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from datetime import tzinfo
+from random import random
+from typing import NamedTuple
+
+from liteq import lifecycle
+from liteq import signals as S
+from liteq.clock import Clock
+from liteq.definition import Definition, Options
+from liteq.errors import ConfigurationError, JobNotFound, TaskFailed
+from liteq.execution import NoDeadline, Runtime, execute
+from liteq.job import FINISHED, WAITING, Ending, Job, JobFilter, JobState, Outcome, Progress
+from liteq.lifecycle import CANCEL_MARK, REVOKE_MARK, UNKNOWN_TASK, Revocation, Transition
+from liteq.serializers import Serializer
+from liteq.storage.base import ClaimRequest, Storage
+from liteq.waiting import Waiters
+
+#: The values of a mark ``cancel:<seq>``: the running job is to be stopped, or only told.
+STOP, TELL = "stop", "tell"
+
+#: Jobs touched in one transaction by commands over many of them.
+AT_ONCE = 500
+
+_SIGNAL_OF_TARGET = {
+    JobState.SUCCEEDED: S.COMPLETE,
+    JobState.FAILED: S.ERROR,
+    JobState.REVOKED: S.REVOKED,
+    JobState.EXPIRED: S.EXPIRED,
+    JobState.BLOCKED: S.BLOCKED,
+}
+_SIGNAL_OF_ENDING = {
+    Ending.SNOOZED: S.SNOOZED,
+    Ending.INTERRUPTED: S.INTERRUPTED,
+    Ending.CANCELLED: S.CANCELED,
+}
+
+
+class Ended(NamedTuple):
+    """A claimed job and how its attempt ended."""
+
+    job: Job
+    outcome: Outcome
+
+
+class Round(NamedTuple):
+    """What one round of settling and claiming brought: jobs to run, when the next one is due, and which jobs were
+    revoked while they run, by ``seq``: True where they are to be stopped, False where they are only to be told."""
+
+    jobs: list[Job]
+    next_due: float | None
+    cancelled: Mapping[int, bool]
+
+
+class Engine:
+    """See the module.
+
+    Args:
+        storage: where the jobs are.
+        serializer: of payloads and results.
+        clock: tells the time.
+        timezone: in which naive datetimes are read.
+        name: the app's, for logs.
+    """
+
+    def __init__(self, storage: Storage, serializer: Serializer, clock: Clock, timezone: tzinfo, name: str) -> None:
+        self.storage = storage
+        self.waiters = Waiters(storage)
+        self.clock = clock
+        self.timezone = timezone
+        self.name = name
+        self.immediate = False
+        self.result_ttl: float | None = None
+        self.failed_ttl: float | None = None
+        self.runtime = Runtime({}, serializer, clock, timezone, _report_hook)
+        self.signals = S.Signals(_report_receiver)
+        self.announce: Callable[[str, Job, TaskFailed | None], None] = self.signals.send
+        self._batch: ContextVar[Batch | None] = ContextVar("liteq_batch", default=None)
+
+    # ── the registry ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def tasks(self) -> dict[str, Definition]:
+        return self.runtime.tasks
+
+    def options(self, job: Job) -> Options | None:
+        """The options that hold for a job; ``None`` where its task is not known here."""
+        definition = self.runtime.tasks.get(job.task)
+        return None if definition is None else definition.for_job(job)
+
+    def retries(self, job: Job) -> int:
+        """How many retries a job has in all; 0 where its task is not known here."""
+        options = self.options(job)
+        return 0 if options is None else options.policy.retries
+
+    # ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
+
+    def enqueue(self, jobs: Sequence[Job], receive: Callable[[Sequence[Job]], None]) -> None:
+        """Store new jobs and hand the stored ones to ``receive``; inside `batch`, at its end.
+
+        Raises:
+            StorageError: none was stored.
+        """
+        batch = self._batch.get()
+        if batch is not None:
+            batch.append((jobs, receive))
+            return
+        receive(self._store(jobs))
+        if self.immediate:
+            self.run_ready()
+
+    def _store(self, jobs: Sequence[Job]) -> list[Job]:
+        now = self.clock.now()
+        submitted = [lifecycle.submit(job, now) for job in jobs]
+        stored = self.storage.add(submitted)
+        if self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED):
+            for new, job in zip(submitted, stored, strict=True):
+                if job.created == new.created and job.state in WAITING:
+                    self.announce(S.SCHEDULED if job.state is JobState.SCHEDULED else S.ENQUEUED, job, None)
+        return stored
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Everything enqueued inside is stored in one transaction at the end, or not at all if the block raises."""
+        outer = self._batch.get()
+        collected: Batch = [] if outer is None else outer
+        token = self._batch.set(collected)
+        try:
+            yield
+        finally:
+            self._batch.reset(token)
+        if outer is None:
+            self._store_batch(collected)
+
+    def _store_batch(self, batch: Batch) -> None:
+        stored = iter(self._store([job for jobs, _ in batch for job in jobs]))
+        for jobs, receive in batch:
+            receive([next(stored) for _ in jobs])
+        if self.immediate and batch:
+            self.run_ready()
+
+    # ── claim and settle ─────────────────────────────────────────────────────────────────────────────
+
+    def round(
+        self,
+        ended: Sequence[Ended],
+        request: ClaimRequest | None,
+        *,
+        released: Sequence[Job] = (),
+        progress: Mapping[int, Progress] | None = None,
+        cancelled: Container[int] = (),
+    ) -> Round:
+        """Settle what has ended, give back what was not started, and claim, all in one transaction.
+
+        Args:
+            ended: claimed jobs with their outcomes.
+            request: what to claim; ``None``: nothing.
+            released: claimed jobs that are given back unstarted.
+            progress: of running jobs.
+            cancelled: the ``seq`` of jobs that were revoked while they ran.
+
+        Raises:
+            StorageError: nothing happened; call again with the same and more.
+        """
+        now = self.clock.now()
+        transitions = [self._decided(one, now, one.job.seq in cancelled) for one in ended]
+        transitions += [lifecycle.release(job) for job in released]
+        turn = self.storage.turn(transitions, request, now, progress)
+        for one, transition, applied in zip(ended, transitions, turn.applied, strict=False):
+            self._announce_ended(one, transition, applied)
+        marks = turn.marks
+        settled = {job.seq for job, _ in ended if job.seq in cancelled}
+        for seq in settled:
+            self._drop_mark(f"{CANCEL_MARK}{seq}", marks)
+        jobs = (
+            self._admitted(turn.jobs, dict(marks), now) if marks or any(job.expires for job in turn.jobs) else turn.jobs
+        )
+        return Round(jobs, turn.next_due, {seq: stop for seq, stop in _cancelled(marks).items() if seq not in settled})
+
+    def _decided(self, ended: Ended, now: float, cancelled: bool) -> Transition:
+        options = self.options(ended.job)
+        policy = lifecycle.Policy() if options is None else options.policy
+        draw = random() if policy.retry.jitter else 0.0
+        return lifecycle.decide(ended.job, policy, ended.outcome, now, draw=draw, cancelled=cancelled)
+
+    def _admitted(self, jobs: Sequence[Job], marks: dict[str, str], now: float) -> list[Job]:
+        """The claimed jobs that may start; the others are ended here."""
+        admitted, refused = [], []
+        for job in jobs:
+            transition = lifecycle.admit(job, now, marks)
+            if transition is None:
+                admitted.append(job)
+                continue
+            refused.append((job, transition))
+            if transition.consume is not None:
+                del marks[transition.consume[0]]  # "once": it is used up by this one
+        if not refused:
+            return admitted
+        answers = self.storage.apply([transition for _, transition in refused], now)
+        for (job, transition), applied in zip(refused, answers, strict=True):
+            if applied:
+                self._announce_unstarted(job, transition)
+            else:  # somebody else used up the revocation first
+                admitted.append(job)
+        return sorted(admitted, key=lambda job: (-job.priority, job.seq))
+
+    def _drop_mark(self, key: str, marks: Mapping[str, str]) -> None:
+        value = marks.get(key) or self.storage.marks(key).get(key)
+        if value is not None:
+            self.storage.swap(key, value, None)
+
+    # ── announcing ───────────────────────────────────────────────────────────────────────────────────
+
+    def announce_started(self, jobs: Sequence[Job]) -> None:
+        """Log and signal that these jobs were handed to workers."""
+        from liteq import logs
+
+        if logs.wanted(logs.INFO):
+            for job in jobs:
+                logs.started(job, self.retries(job))
+        if self.signals.heard(S.EXECUTING):
+            for job in jobs:
+                self.announce(S.EXECUTING, job, None)
+
+    def _announce_ended(self, ended: Ended, transition: Transition, applied: bool) -> None:
+        from liteq import logs
+
+        job, outcome = ended
+        if not applied:
+            logs.lost_claim(job, outcome)
+            return
+        if transition.target is JobState.SUCCEEDED:  # the hot path: nothing is built that nobody wants
+            if logs.wanted(logs.INFO):
+                logs.settled(job, self.retries(job), outcome, transition)
+            if self.signals.heard(S.COMPLETE):
+                self.announce(S.COMPLETE, after(job, transition), None)
+            return
+        logs.settled(job, self.retries(job), outcome, transition)
+        if self.signals:
+            self._signal_ended(after(job, transition), outcome, transition)
+
+    def _signal_ended(self, job: Job, outcome: Outcome, transition: Transition) -> None:
+        error = (
+            TaskFailed(job.id, outcome.error_type, outcome.message, outcome.traceback) if outcome.error_type else None
+        )
+        if outcome.ending == Ending.CRASHED:
+            self.announce(S.CRASHED, job, error)
+        name = _SIGNAL_OF_ENDING.get(outcome.ending) or _SIGNAL_OF_TARGET.get(transition.target) or S.RETRYING
+        self.announce(name, job, error)
+
+    def _announce_unstarted(self, job: Job, transition: Transition) -> None:
+        from liteq import logs
+
+        logs.unstarted(job, transition)
+        name = _SIGNAL_OF_TARGET[transition.target]
+        if self.signals.heard(name):
+            self.announce(name, after(job, transition), None)
+
+    # ── recovery and tidying: what consumers do for each other ───────────────────────────────────────
+
+    def recover(self) -> int:
+        """Put the running jobs of dead consumers back to work; return how many."""
+        recovered = 0
+        for owner in self.storage.dead_owners():
+            recovered += self._recover_owner(owner)
+            self.storage.forget(owner)
+        return recovered
+
+    def _recover_owner(self, owner: int) -> int:
+        query = JobFilter(states=frozenset({JobState.RUNNING}), owner=owner, limit=AT_ONCE)
+        recovered = 0
+        while jobs := self.storage.find(query):
+            now = self.clock.now()
+            marks = self.storage.marks(CANCEL_MARK)
+            ended = [Ended(job, lifecycle.crashed(job, now, "its consumer died while it ran")) for job in jobs]
+            cancelled = _cancelled(marks)
+            transitions = [self._decided(one, now, one.job.seq in cancelled) for one in ended]
+            applied = self.storage.apply(transitions, now)
+            for one, transition, answer in zip(ended, transitions, applied, strict=True):
+                if answer:
+                    recovered += 1
+                    self._announce_ended(one, transition, True)
+            if not any(applied):  # somebody else recovers the same ones
+                break
+        return recovered
+
+    def unpark(self) -> int:
+        """Let go the jobs that were parked because nobody knew their task, where it is known here."""
+        freed = 0
+        for reason in self.storage.reasons():
+            if reason.startswith(UNKNOWN_TASK) and reason.removeprefix(UNKNOWN_TASK) in self.tasks:
+                jobs = self.storage.find(JobFilter(states=frozenset({JobState.BLOCKED}), reason=reason, limit=AT_ONCE))
+                now = self.clock.now()
+                freed += sum(self.storage.apply([lifecycle.unblock(job, now) for job in jobs], now))
+        return freed
+
+    def expire(self) -> int:
+        """End the waiting jobs whose ``expires`` has passed, though no worker came to them."""
+        now = self.clock.now()
+        states = frozenset({JobState.READY, JobState.SCHEDULED, JobState.BLOCKED})
+        jobs = self.storage.find(JobFilter(states=states, expired_at=now, limit=AT_ONCE))
+        pairs = [(job, transition) for job in jobs if (transition := lifecycle.expire(job, now)) is not None]
+        answers = self.storage.apply([transition for _, transition in pairs], now) if pairs else []
+        for (job, transition), applied in zip(pairs, answers, strict=True):
+            if applied:
+                self._announce_unstarted(job, transition)
+        return sum(answers)
+
+    def drop_stale_marks(self) -> None:
+        """Forget requests to cancel jobs that have finished in the same moment."""
+        marks = self.storage.marks(CANCEL_MARK)
+        stale = self.storage.finished([int(key.removeprefix(CANCEL_MARK)) for key in marks]) if marks else set()
+        for seq in stale:
+            self.storage.swap(f"{CANCEL_MARK}{seq}", marks[f"{CANCEL_MARK}{seq}"], None)
+
+    def purge(self, states: frozenset[JobState], before: float) -> int:
+        """Delete up to AT_ONCE jobs that finished in one of ``states`` before ``before``."""
+        return self.storage.remove(JobFilter(states=states, finished_before=before, limit=AT_ONCE))
+
+    # ── changing single jobs ─────────────────────────────────────────────────────────────────────────
+
+    def job(self, job_id: str) -> Job:
+        """The job with its history.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        job = self.storage.get(job_id)
+        if job is None:
+            raise JobNotFound(job_id)
+        return job
+
+    def change(self, job_id: str, rule: Callable[[Job, float], Transition | None]) -> bool:
+        """Apply a rule of `lifecycle` to one job; False where the rule says that its state does not allow it.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        while True:
+            job = self.job(job_id)
+            now = self.clock.now()
+            transition = rule(job, now)
+            if transition is None:
+                return False
+            if self.storage.apply([transition], now)[0]:
+                self._announce_changed(job, transition)
+                if self.immediate:
+                    self.run_ready()
+                return True
+            # It moved between the look and the change: look again.
+
+    def change_all(self, query: JobFilter, rule: Callable[[Job, float], Transition | None]) -> int:
+        """Apply a rule of `lifecycle` to every job that matches, in transactions of AT_ONCE; return how many changed."""
+        changed, after_seq = 0, None
+        while jobs := self.storage.find(replace(query, limit=AT_ONCE, after=after_seq)):
+            now = self.clock.now()
+            pairs = [(job, transition) for job in jobs if (transition := rule(job, now)) is not None]
+            answers = self.storage.apply([transition for _, transition in pairs], now) if pairs else []
+            for (job, transition), applied in zip(pairs, answers, strict=True):
+                if applied:
+                    self._announce_changed(job, transition)
+            changed += sum(answers)
+            after_seq = jobs[-1].seq
+        if self.immediate:
+            self.run_ready()
+        return changed
+
+    def remove_all(self, query: JobFilter) -> int:
+        """Delete every finished job that matches, in transactions of AT_ONCE; return how many."""
+        removed = 0
+        while number := self.storage.remove(replace(query, limit=AT_ONCE)):
+            removed += number
+        return removed
+
+    def is_told(self, job: Job) -> bool:
+        """Whether a running job was revoked since it was started."""
+        key = f"{CANCEL_MARK}{job.seq}"
+        return key in self.storage.marks(key)
+
+    def _announce_changed(self, job: Job, transition: Transition) -> None:
+        if transition.target is JobState.REVOKED and self.signals.heard(S.REVOKED):
+            self.announce(S.REVOKED, after(job, transition), None)
+
+    def revoke(self, job_id: str, *, terminate: bool = False) -> bool:
+        """Revoke a job: one that waits ends at once; one that runs is told, and is not run again.
+
+        Args:
+            terminate: one that runs is stopped.
+
+        Returns:
+            False if it had finished already.
+        """
+        while not self.change(job_id, lifecycle.revoke):
+            job = self.job(job_id)
+            if job.state in FINISHED:
+                return False
+            if job.state is JobState.RUNNING:
+                self._set_mark(f"{CANCEL_MARK}{job.seq}", STOP if terminate else TELL)
+                return True
+        return True
+
+    def restore(self, job_id: str) -> bool:
+        """Undo `revoke`; False if the job is not revoked."""
+        if self.change(job_id, lifecycle.restore):
+            return True
+        key = f"{CANCEL_MARK}{self.job(job_id).seq}"
+        asked = self.storage.marks(key).get(key)
+        return asked is not None and self.storage.swap(key, asked, None)
+
+    def revoke_task(self, task: str, until: float | None, once: bool) -> None:
+        """Revoke every call of a task: those that wait and those to come."""
+        self._set_mark(REVOKE_MARK + task, Revocation(until, once).dumps())
+
+    def restore_task(self, task: str) -> bool:
+        """Undo `revoke_task`; False if the task was not revoked."""
+        key = REVOKE_MARK + task
+        value = self.storage.marks(key).get(key)
+        return value is not None and self.storage.swap(key, value, None)
+
+    def is_task_revoked(self, task: str) -> bool:
+        key = REVOKE_MARK + task
+        value = self.storage.marks(key).get(key)
+        if value is None:
+            return False
+        until = Revocation.loads(value).until
+        return until is None or self.clock.now() < until
+
+    def _set_mark(self, key: str, value: str) -> None:
+        while not self.storage.swap(key, self.storage.marks(key).get(key), value):
+            continue
+
+    # ── immediate mode ───────────────────────────────────────────────────────────────────────────────
+
+    def run_ready(self) -> None:
+        """Run everything that is ready, here and now, one after another."""
+        while self._run_one():
+            continue
+
+    def run_until(self, job: Job, deadline: float | None) -> None:
+        """Be the consumer for a job that is due later: sleep until then and run it, if ``deadline`` allows.
+
+        Args:
+            deadline: on the app's clock, seconds since the epoch.
+        """
+        while (due := self._due_of(job)) is not None and (deadline is None or due <= deadline):
+            self.clock.sleep(max(0.0, due - self.clock.now()))
+            self.run_ready()
+
+    def _due_of(self, job: Job) -> float | None:
+        standing = self.storage.get(job.id)
+        return standing.due if standing is not None and standing.state is JobState.SCHEDULED else None
+
+    def _run_one(self) -> bool:
+        claimed = self.round([], ClaimRequest(owner=0, wanted=1)).jobs
+        for job in claimed:
+            self.announce_started([job])
+            outcome = execute(job, self.runtime, _DirectChannel(self), NoDeadline())
+            self.round([Ended(job, outcome)], None)
+        return bool(claimed)
+
+
+Batch = list[tuple[Sequence[Job], Callable[[Sequence[Job]], None]]]
+
+
+class _DirectChannel:
+    """Immediate mode's way from a job to the storage."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        self._engine.storage.turn([], None, self._engine.clock.now(), {job.seq: progress})
+
+    def is_cancelled(self, job: Job) -> bool:
+        return self._engine.is_told(job)
+
+
+def after(job: Job, transition: Transition) -> Job:
+    """The job as it stands after its transition, with the attempt that has just ended as its history."""
+    return job._replace(
+        state=transition.target,
+        due=transition.due if transition.due is not None else job.due,
+        attempt=transition.attempt,
+        base=transition.base,
+        crashes=transition.crashes,
+        owner=None,
+        started=transition.started,
+        finished=transition.finished,
+        result=transition.result,
+        reason=transition.reason,
+        attempts=() if transition.record is None else (transition.record,),
+    )
+
+
+def _cancelled(marks: Mapping[str, str]) -> dict[int, bool]:
+    """Which jobs were revoked while they run, and whether they are to be stopped."""
+    return {
+        int(key.removeprefix(CANCEL_MARK)): value == STOP for key, value in marks.items() if key.startswith(CANCEL_MARK)
+    }
+
+
+def require_states(names: object) -> frozenset[JobState]:
+    """One state or several, by name, as a set of JobState; empty for ``None``.
+
+    Raises:
+        ConfigurationError: there is no such state.
+    """
+    if names is None:
+        return frozenset()
+    given = [names] if isinstance(names, str) else names
+    try:
+        return frozenset(JobState(one) for one in given)  # type: ignore[attr-defined]
+    except (ValueError, TypeError):
+        raise ConfigurationError(f"state takes one or several of {', '.join(JobState)}, not {names!r}") from None
+
+
+def _report_hook(what: str, job: Job, error: BaseException) -> None:
+    from liteq import logs
+
+    logs.hook_failed(what, job, error)
+
+
+def _report_receiver(name: str, signal: str, job: Job, error: Exception) -> None:
+    from liteq import logs
+
+    logs.receiver_failed(name, signal, job, error)

@@ -1,0 +1,221 @@
+"""Every exception of liteq.
+
+::
+
+    LiteQError
+    ├── ConfigurationError      (ValueError)    an option that makes no sense, named
+    │   └── DuplicateTask                       two functions under one task name
+    ├── SerializationError      (ValueError)    a value that cannot be stored, or stored bytes that cannot be read
+    ├── TriggerError            (ValueError)    a schedule expression that cannot be read
+    ├── JobNotFound             (LookupError)   no job has this id
+    ├── UnknownTask             (LookupError)   no task of this name is registered in this process
+    ├── DuplicateJob            (ValueError)    unique key taken and on_duplicate="raise"
+    ├── ResultTimeout           (TimeoutError)  the job did not finish in the time given to get()
+    ├── TaskTimeout             (TimeoutError)  raised inside a task that ran longer than its ``timeout``
+    ├── TaskFailed              (Exception)     the job ended for good without success
+    │   ├── TaskRevoked                         … because somebody revoked it, or it cancelled itself
+    │   └── TaskExpired                         … because it was not started before ``expires``
+    └── StorageError            (OSError)       the file cannot be read or written; nothing was stored
+        ├── StorageBusy         (TimeoutError)  somebody else kept the write lock for longer than the caller could wait
+        ├── StorageUnusable                     not a liteq file, a directory, a network filesystem, not writable
+        └── StorageTooNew                       written by a newer liteq
+
+    Directive                   (Exception)     not errors: what a task raises to say something about its own job
+    ├── Retry                                   run me again later; costs an attempt
+    ├── Snooze                                  run me again later; costs no attempt
+    ├── Cancel                                  this job is not needed: state ``revoked``
+    └── Fail                                    give up now, whatever retries are left
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+
+class LiteQError(Exception):
+    """The base of every error that liteq raises."""
+
+
+class ConfigurationError(LiteQError, ValueError):
+    """An option has a value that makes no sense; the message names the option."""
+
+
+class DuplicateTask(ConfigurationError):
+    """Two different functions were registered under one task name."""
+
+
+class SerializationError(LiteQError, ValueError):
+    """A value cannot be stored, or stored bytes cannot be turned back into a value."""
+
+
+class TriggerError(LiteQError, ValueError):
+    """A trigger expression cannot be read; the message names the field and the offending text."""
+
+
+class JobNotFound(LiteQError, LookupError):
+    """No job has this id: it never existed in this file, or it was purged.
+
+    Args:
+        job_id: the id that was asked for.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"no job {job_id!r}: it was never stored in this file, or it was purged after its result_ttl or failed_ttl"
+        )
+        self.job_id = job_id
+
+    def __reduce__(self) -> tuple[type[JobNotFound], tuple[str]]:
+        return type(self), (self.job_id,)
+
+
+class UnknownTask(LiteQError, LookupError):
+    """No task of this name is registered in this process.
+
+    Args:
+        task: the name that was asked for.
+    """
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"no task named {task!r} is registered here: import the module that defines it, "
+            "or give a renamed task aliases=(old name,)"
+        )
+        self.task = task
+
+    def __reduce__(self) -> tuple[type[UnknownTask], tuple[str]]:
+        return type(self), (self.task,)
+
+
+class DuplicateJob(LiteQError, ValueError):
+    """A job with this unique key is already waiting or running (``on_duplicate="raise"``)."""
+
+
+class ResultTimeout(LiteQError, TimeoutError):
+    """The job did not finish in the time the caller was willing to wait; it goes on undisturbed.
+
+    Args:
+        job_id: the job that was waited for.
+        state: its state when the waiting ended.
+        timeout: how long was waited, in seconds.
+    """
+
+    def __init__(self, job_id: str, state: str, timeout: float) -> None:
+        super().__init__(f"job {job_id} is still {state} after {timeout:g} s; it goes on, ask again later")
+        self.job_id = job_id
+        self.state = state
+        self.timeout = timeout
+
+    def __reduce__(self) -> tuple[type[ResultTimeout], tuple[str, str, float]]:
+        return type(self), (self.job_id, self.state, self.timeout)
+
+
+class TaskTimeout(LiteQError, TimeoutError):
+    """Raised inside a task that has run longer than its ``timeout``."""
+
+
+class TaskFailed(LiteQError):
+    """The job ended for good without success.
+
+    Args:
+        job_id: the job.
+        error_type: the qualified class name of the last error, such as ``"ValueError"``.
+        message: its text.
+        traceback: its formatted traceback, ``""`` where there is none (a crash has none).
+    """
+
+    def __init__(self, job_id: str, error_type: str, message: str, traceback: str = "") -> None:
+        super().__init__(f"job {job_id} failed: {error_type}: {message}" if message else f"job {job_id}: {error_type}")
+        self.job_id = job_id
+        self.error_type = error_type
+        self.message = message
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[type[TaskFailed], tuple[str, str, str, str]]:
+        return type(self), (self.job_id, self.error_type, self.message, self.traceback)
+
+
+class TaskRevoked(TaskFailed):
+    """The job was revoked, or cancelled itself, and will not run (again)."""
+
+
+class TaskExpired(TaskFailed):
+    """The job was not started before its ``expires`` and will not run."""
+
+
+class StorageError(LiteQError, OSError):
+    """The file could not be read or written. What the failing call was to store is not stored."""
+
+
+class StorageBusy(StorageError, TimeoutError):
+    """Somebody kept the write lock for longer than the caller could wait; nothing was stored."""
+
+
+class StorageUnusable(StorageError):
+    """This path cannot be a liteq file: a directory, another kind of file, not writable, a network filesystem."""
+
+
+class StorageTooNew(StorageError):
+    """The file was written by a newer liteq than this one; it was left untouched."""
+
+
+class Directive(Exception):
+    """Base of what a task raises to say something about its own job. Not an error."""
+
+
+class Retry(Directive):
+    """Raised by a task: run this job again later, at the cost of an attempt.
+
+    Args:
+        delay: seconds (``float``) or ``timedelta`` from now; ``None``: the task's own retry delay.
+        eta: or an instant; a naive one is read in the app's ``timezone``.
+        reason: kept in the attempt's record.
+    """
+
+    def __init__(
+        self, delay: float | timedelta | None = None, eta: datetime | None = None, reason: str = "asked to retry"
+    ) -> None:
+        if delay is not None and eta is not None:
+            raise TypeError("Retry takes delay or eta, not both")
+        super().__init__(reason)
+        self.delay = delay
+        self.eta = eta
+        self.reason = reason
+
+
+class Snooze(Directive):
+    """Raised by a task: not now; run this job again after ``delay``, at no cost.
+
+    Args:
+        delay: seconds (``float``) or ``timedelta`` from now.
+        reason: for the log.
+    """
+
+    def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:
+        super().__init__(reason)
+        self.delay = delay
+        self.reason = reason
+
+
+class Cancel(Directive):
+    """Raised by a task: this job is not needed. Its state becomes ``revoked``.
+
+    Args:
+        reason: kept with the job.
+    """
+
+    def __init__(self, reason: str = "cancelled by the task") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Fail(Directive):
+    """Raised by a task: give up now, whatever retries are left.
+
+    Args:
+        reason: becomes the failure's message.
+    """
+
+    def __init__(self, reason: str = "the task gave up") -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,317 @@
+"""Run one claimed job to its Outcome: decode, call under a deadline, encode. The same in every kind of worker.
+
+Nothing raised by a task or a hook gets past `execute`; only what stops the worker itself does (see `Stopped`).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import tzinfo
+from typing import TYPE_CHECKING, Any, Protocol
+
+from liteq.clock import Clock
+from liteq.context import Channel, Report, TaskContext, current_job
+from liteq.definition import Definition, Options
+from liteq.errors import Cancel, Directive, Fail, Retry, SerializationError, Snooze, TaskTimeout
+from liteq.instants import seconds, timestamp
+from liteq.job import Ending, Job, Outcome
+from liteq.serializers import Serializer
+
+if TYPE_CHECKING:
+    import asyncio
+
+#: What is kept of a message and of a traceback, in characters.
+LONGEST_MESSAGE = 4_000
+LONGEST_TRACEBACK = 50_000
+
+
+class Interrupted(BaseException):
+    """Put into a worker thread whose consumer stops; not an Exception, so that tasks do not catch it by mistake."""
+
+
+class Deadline(Protocol):
+    """How a kind of worker stops a body that runs too long, or is not wanted any more."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the body was told to stop because its consumer stops or the job was revoked."""
+        ...
+
+    def start(self, timeout: float | None, *, raises: bool) -> None:
+        """The body begins. With ``raises``, TaskTimeout is to be raised in this thread after ``timeout`` seconds."""
+        ...
+
+    def stop(self) -> None:
+        """The body is over: nothing may be raised in this thread after this returns."""
+        ...
+
+    def on_cancel(self, cancel: Callable[[], object]) -> None:
+        """How to end a coroutine, from any thread."""
+        ...
+
+
+class NoDeadline:
+    """For callers that cannot be interrupted: immediate mode."""
+
+    interrupted = False
+
+    def start(self, timeout: float | None, *, raises: bool) -> None:
+        return None
+
+    def stop(self) -> None:
+        return None
+
+    def on_cancel(self, cancel: Callable[[], object]) -> None:
+        return None
+
+
+@dataclass(slots=True)
+class Runtime:
+    """What a worker needs of an app.
+
+    Args:
+        tasks: every registered task by stored name, aliases included.
+        serializer: of payloads and results.
+        clock: the app's.
+        timezone: in which naive datetimes are read.
+        before, after: the pre_execute and post_execute hooks.
+        report: called with (what failed, job, error) when a hook raises.
+        on_startup, on_shutdown: called once in each process that runs jobs.
+    """
+
+    tasks: dict[str, Definition]
+    serializer: Serializer
+    clock: Clock
+    timezone: tzinfo
+    report: Report
+    before: list[Callable[[Job], Any]] = field(default_factory=list)
+    after: list[Callable[[Job, Any, BaseException | None], Any]] = field(default_factory=list)
+    on_startup: list[Callable[[], Any]] = field(default_factory=list)
+    on_shutdown: list[Callable[[], Any]] = field(default_factory=list)
+
+
+def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) -> Outcome:
+    """Run one claimed job in this thread.
+
+    Args:
+        job: running; its payload is decoded here and nowhere else.
+        runtime: the app's tasks, serializer, clock and hooks.
+        channel: to the consumer.
+        deadline: how this kind of worker enforces a timeout.
+
+    Returns:
+        How it ended. ``Outcome.result`` is encoded.
+    """
+    started = runtime.clock.now()
+    definition = runtime.tasks.get(job.task)
+    if definition is None:
+        return Outcome(job.seq, job.claim, Ending.UNKNOWN, started, started)
+    options = definition.for_job(job)
+    try:
+        value = _run(job, definition, options, runtime, channel, deadline)
+        result = None if value is None or not options.store_result else runtime.serializer.dumps(value)
+    except BaseException as error:  # noqa: BLE001 - whatever a task raises, SystemExit included, is its outcome
+        deadline.stop()  # again: a deadline that came while it was being stopped has left it half done
+        return _failed(job, options, runtime, started, error, deadline.interrupted)
+    return Outcome(job.seq, job.claim, Ending.SUCCEEDED, started, runtime.clock.now(), result)
+
+
+def _run(
+    job: Job, definition: Definition, options: Options, runtime: Runtime, channel: Channel, deadline: Deadline
+) -> Any:
+    """The body between its hooks."""
+    args, kwargs = _arguments(job, runtime.serializer)
+    if options.context:
+        kwargs["task"] = _context(job, options, runtime, channel)
+    context = contextvars.copy_context()
+    context.run(current_job.set, job)
+    if runtime.before:
+        _before(job, runtime)
+    error: BaseException | None = None
+    value: Any = None
+    try:
+        try:
+            deadline.start(options.timeout, raises=not definition.is_async)
+            if definition.is_async:
+                body = _timed(definition.function(*args, **kwargs), options.timeout, deadline)
+                value = _loop_runner().run(body, context=context)
+            else:
+                value = context.run(definition.function, *args, **kwargs)
+        finally:
+            deadline.stop()
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if runtime.after:
+            _after(job, runtime, value, error)
+    return value
+
+
+def _arguments(job: Job, serializer: Serializer) -> tuple[Any, dict[str, Any]]:
+    try:
+        return serializer.loads_call(job.payload)
+    except SerializationError as error:
+        raise _Undecodable(f"the arguments of job {job.id} cannot be read, so it can never run: {error}") from error
+
+
+class _Undecodable(SerializationError):
+    """The payload itself is bad: another attempt would read the same bytes."""
+
+
+def _context(job: Job, options: Options, runtime: Runtime, channel: Channel) -> TaskContext:
+    failures = job.attempt - job.base - job.crashes - 1
+    ends = None if options.timeout is None else runtime.clock.monotonic() + options.timeout
+    return TaskContext(job, max(0, options.policy.retries - failures), ends, channel, runtime.clock)
+
+
+# ── async tasks ──────────────────────────────────────────────────────────────────────────────────────────
+
+_local = threading.local()
+
+
+def _loop_runner() -> asyncio.Runner:
+    """This thread's event loop, kept from job to job so that clients and pools made on it stay usable."""
+    runner: asyncio.Runner | None = getattr(_local, "runner", None)
+    if runner is None:
+        import asyncio
+
+        runner = _local.runner = asyncio.Runner()
+    return runner
+
+
+def close_loop() -> None:
+    """Close this thread's event loop, if it has one. Called by a worker thread at its end."""
+    runner: asyncio.Runner | None = getattr(_local, "runner", None)
+    if runner is not None:
+        _local.runner = None
+        runner.close()
+
+
+async def _timed(body: Coroutine[Any, Any, Any], timeout: float | None, deadline: Deadline) -> Any:
+    import asyncio
+
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is not None:
+        deadline.on_cancel(lambda: loop.call_soon_threadsafe(task.cancel))
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            return await body
+    except TimeoutError:
+        if limit.expired():
+            raise TaskTimeout(f"the task ran longer than its timeout of {timeout:g} s") from None
+        raise
+
+
+# ── hooks ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _before(job: Job, runtime: Runtime) -> None:
+    """Call the pre_execute hooks. One that raises Cancel (or another directive) decides; other errors are reported."""
+    for hook in runtime.before:
+        try:
+            hook(job)
+        except Directive:
+            raise
+        except Exception as error:  # noqa: BLE001 - a hook's error must not cost the job an attempt
+            runtime.report(f"pre_execute hook {_name(hook)}", job, error)
+
+
+def _after(job: Job, runtime: Runtime, value: Any, error: BaseException | None) -> None:
+    for hook in runtime.after:
+        try:
+            hook(job, value, error)
+        except Exception as problem:  # noqa: BLE001 - likewise
+            runtime.report(f"post_execute hook {_name(hook)}", job, problem)
+
+
+def _name(hook: Callable[..., Any]) -> str:
+    return getattr(hook, "__qualname__", repr(hook))
+
+
+# ── what was raised ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _failed(
+    job: Job, options: Options, runtime: Runtime, started: float, error: BaseException, interrupted: bool
+) -> Outcome:
+    finished = runtime.clock.now()
+    outcome = Outcome(job.seq, job.claim, Ending.FAILED, started, finished)
+    if isinstance(error, Interrupted) or (interrupted and not isinstance(error, Exception)):
+        return outcome._replace(ending=Ending.INTERRUPTED)
+    if isinstance(error, Directive):
+        try:
+            return _directed(outcome, error, runtime, finished)
+        except (TypeError, ValueError) as problem:  # Retry("soon"): the directive itself is wrong
+            error = problem
+    return outcome._replace(
+        ending=Ending.TIMEOUT if isinstance(error, TaskTimeout) else Ending.FAILED,
+        retryable=_retryable(error, options),
+        **_described(error, options.timeout),
+    )
+
+
+def _directed(outcome: Outcome, directive: Directive, runtime: Runtime, now: float) -> Outcome:
+    message = storable(str(directive))[:LONGEST_MESSAGE]
+    outcome = outcome._replace(error_type=type(directive).__name__, message=message)
+    match directive:
+        case Retry(delay=delay, eta=eta):
+            if eta is not None:
+                wait: float | None = max(0.0, timestamp(eta, runtime.timezone, "Retry(eta=...)") - now)
+            else:
+                wait = None if delay is None else max(0.0, seconds(delay, "Retry(delay=...)"))
+            return outcome._replace(ending=Ending.RETRY, delay=wait)
+        case Snooze(delay=delay):
+            return outcome._replace(ending=Ending.SNOOZED, delay=max(0.0, seconds(delay, "Snooze(delay)")))
+        case Cancel():
+            return outcome._replace(ending=Ending.CANCELLED)
+        case Fail():
+            return outcome._replace(ending=Ending.GAVE_UP)
+    raise TypeError(f"{type(directive).__name__} is not a directive that liteq knows")
+
+
+def _retryable(error: BaseException, options: Options) -> bool:
+    if isinstance(error, _Undecodable):
+        return False
+    # SystemExit and its like are not Exceptions, yet no reason to give up: they count as any other error.
+    matches = isinstance(error, options.retry_on) or not isinstance(error, Exception)
+    return matches and not isinstance(error, options.give_up_on)
+
+
+def _described(error: BaseException, timeout: float | None) -> dict[str, Any]:
+    import traceback
+
+    kind = type(error)
+    if isinstance(error, _Undecodable):
+        kind = SerializationError
+    plain = kind.__module__ == "builtins" or kind.__module__.startswith("liteq.")
+    name = kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        message = str(error)
+    except Exception as problem:  # noqa: BLE001 - an error that cannot say what it is still has to be recorded
+        message = f"<str() of the error raised {type(problem).__name__}>"
+    if isinstance(error, TaskTimeout) and not message:  # put into the thread as a class, without words
+        message = f"the task ran longer than its timeout of {timeout or 0.0:g} s"
+    trace = "".join(traceback.format_exception(error.with_traceback(_own_frames_dropped(error))))
+    return {
+        "error_type": storable(name),
+        "message": storable(message)[:LONGEST_MESSAGE],
+        "traceback": storable(trace)[-LONGEST_TRACEBACK:],
+    }
+
+
+def _own_frames_dropped(error: BaseException) -> Any:
+    """The traceback from the task's own first frame on; all of it where there is none (a bad payload)."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+def storable(text: str) -> str:
+    """``text`` without lone surrogates, which no file can hold as UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,207 @@
+"""What is stored about one call of a task: Job, its states, its attempts, and how an attempt ended.
+
+These are plain immutable values. They are named tuples rather than frozen dataclasses because a row becomes a Job, and
+an outcome a transition, once per job on the path that runs 100,000 jobs a second: a frozen dataclass of this width
+costs 3 µs to build, a named tuple 0.5 µs.
+
+Instants are float seconds since the epoch (`created`, `due`, …); the properties that end in ``_at`` give the same as
+aware datetimes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from liteq.instants import moment
+
+
+class JobState(StrEnum):
+    """Where a job stands. The arrows between the states are in `liteq.lifecycle`."""
+
+    SCHEDULED = "scheduled"
+    READY = "ready"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    BLOCKED = "blocked"
+
+
+WAITING = frozenset({JobState.SCHEDULED, JobState.READY, JobState.BLOCKED})
+FINISHED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.REVOKED, JobState.EXPIRED})
+
+
+class Ending(StrEnum):
+    """How one attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # the task raised
+    TIMEOUT = "timeout"  # it ran longer than its timeout
+    CRASHED = "crashed"  # its worker or its consumer died
+    RETRY = "retry"  # it raised Retry
+    SNOOZED = "snoozed"  # it raised Snooze; costs no attempt
+    CANCELLED = "cancelled"  # it raised Cancel
+    GAVE_UP = "gave up"  # it raised Fail
+    INTERRUPTED = "interrupted"  # the consumer was told to stop; costs no attempt
+    UNKNOWN = "unknown"  # its worker does not know the task; costs no attempt
+
+
+class Attempt(NamedTuple):
+    """One finished attempt in a job's history.
+
+    ``error_type`` and ``message`` are empty where it succeeded; ``details`` is what is known of a crash, such as
+    ``"killed by SIGKILL"``.
+    """
+
+    number: int
+    ending: Ending
+    started: float | None
+    finished: float
+    error_type: str = ""
+    message: str = ""
+    traceback: str = ""
+    details: str = ""
+
+    @property
+    def started_at(self) -> datetime | None:
+        return None if self.started is None else moment(self.started)
+
+    @property
+    def finished_at(self) -> datetime:
+        return moment(self.finished)
+
+
+class Progress(NamedTuple):
+    """How far a running job says it is."""
+
+    done: float
+    total: float | None = None
+    message: str = ""
+
+
+class Job(NamedTuple):
+    """One stored call of a task.
+
+    ``seq`` is the order of enqueue, ``id`` the public name. ``attempt`` counts the attempts that were started and not
+    given back; ``base`` is that count when the job was last requeued by hand, so ``attempt - base`` is spent of the
+    present allowance; ``crashes`` of those ended by the death of a worker. ``claim`` is raised by every claim and never
+    lowered: the fencing token.
+    """
+
+    seq: int
+    id: str
+    task: str
+    state: JobState
+    queue: str = "default"
+    priority: int = 0
+    payload: bytes = b""
+    created: float = 0.0
+    due: float | None = None
+    expires: float | None = None
+    options: str | None = None
+    summary: str | None = None
+    claim: int = 0
+    attempt: int = 0
+    base: int = 0
+    crashes: int = 0
+    owner: int | None = None
+    started: float | None = None
+    finished: float | None = None
+    result: bytes | None = None
+    reason: str | None = None
+    progress: Progress | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def created_at(self) -> datetime:
+        return moment(self.created)
+
+    @property
+    def run_at(self) -> datetime | None:
+        """When it is or was due, if it was delayed."""
+        return None if self.due is None else moment(self.due)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        return None if self.expires is None else moment(self.expires)
+
+    @property
+    def started_at(self) -> datetime | None:
+        return None if self.started is None else moment(self.started)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        return None if self.finished is None else moment(self.finished)
+
+    @property
+    def error(self) -> Attempt | None:
+        """The last attempt, if it did not succeed."""
+        last = self.attempts[-1] if self.attempts else None
+        return last if last is not None and last.ending is not Ending.SUCCEEDED else None
+
+    @property
+    def arguments(self) -> str:
+        """A short text of the arguments, without decoding them."""
+        if self.summary is not None:
+            return self.summary
+        return shorten(self.payload[:200].decode("utf-8", "replace"))
+
+
+def shorten(text: str, width: int = 120) -> str:
+    """One line of at most ``width`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+class Outcome(NamedTuple):
+    """What a worker reports about one attempt; made of plain values, so that it travels between processes.
+
+    ``delay`` is what the task asked for with Retry or Snooze, in seconds; ``retryable`` is False when ``retry_on`` or
+    ``give_up_on`` forbid another attempt.
+    """
+
+    seq: int
+    claim: int
+    ending: Ending
+    started: float
+    finished: float
+    result: bytes | None = None
+    error_type: str = ""
+    message: str = ""
+    traceback: str = ""
+    delay: float | None = None
+    retryable: bool = True
+    details: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a question is about; everything given must match.
+
+    Args:
+        states: any of these; empty: all.
+        queue: exactly this queue.
+        task: exactly this task name.
+        owner: running for this owner.
+        reason: exactly this reason (of blocked jobs).
+        after: only jobs beyond this ``seq`` in the direction of reading.
+        finished_before: finished before this instant.
+        expired_at: waiting, and its ``expires`` is not after this instant.
+        newest_first: descending ``seq``.
+        limit: at most so many; ``None``: all.
+    """
+
+    states: frozenset[JobState] = frozenset()
+    queue: str | None = None
+    task: str | None = None
+    owner: int | None = None
+    reason: str | None = None
+    after: int | None = None
+    finished_before: float | None = None
+    expired_at: float | None = None
+    newest_first: bool = False
+    limit: int | None = None

@@ -1,0 +1,314 @@
+"""The state machine of a job, and the only place that decides what becomes of one. Pure.
+
+::
+
+                        submit                               claim
+      enqueue ──┬──────────────────────▶ ready ───────────────────────────▶ running
+                │                         ▲  ▲                                 │
+                └─▶ scheduled ────────────┘  │  interrupted, snoozed(0)        │ decide
+                      ▲      promote (due)   └─────────────────────────────────┤
+                      └──────────── retry later, snoozed ──────────────────────┤
+                                                                               ├─▶ succeeded
+      ready, scheduled ── revoke ─▶ revoked ── restore ─▶ ready / scheduled    ├─▶ failed
+      ready, scheduled ── not started before expires ─▶ expired                ├─▶ revoked
+      any finished ── requeue ─▶ ready (history kept)                          └─▶ blocked (task unknown)
+
+Each function takes a Job and what happened and returns a Transition: a guard (which job, in which state, under which
+claim number) and the new fields. A storage applies it if the guard still holds and answers False if not; it never
+invents one. So a stale owner cannot change a job that somebody else has claimed since.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobState, Outcome
+from liteq.retry import RetryDelay
+
+REVOKE_MARK = "revoke:"
+CANCEL_MARK = "cancel:"
+PAUSE_MARK = "pause:"
+UNKNOWN_TASK = "unknown task: "
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a task (or one call of it) says about failing.
+
+    Args:
+        retries: further attempts after the first.
+        retry: how long to wait before each.
+        on_crash: whether a job whose worker or consumer died is run again.
+        max_crashes: after this many of them it is failed.
+    """
+
+    retries: int = 0
+    retry: RetryDelay = field(default_factory=RetryDelay)
+    on_crash: Literal["retry", "fail"] = "retry"
+    max_crashes: int = 3
+
+
+class Transition(NamedTuple):
+    """One guarded change of a job's state.
+
+    The guard is ``seq``, ``source`` and ``claim``: the change happens if that job is in that state under that claim
+    number, and otherwise not at all. ``record`` joins the job's history. ``consume`` names a mark that must still have
+    that value and is removed with the change.
+    """
+
+    seq: int
+    source: JobState
+    claim: int
+    target: JobState
+    due: float | None = None
+    attempt: int = 0
+    base: int = 0
+    crashes: int = 0
+    started: float | None = None
+    finished: float | None = None
+    result: bytes | None = None
+    reason: str | None = None
+    record: Attempt | None = None
+    consume: tuple[str, str] | None = None
+    forget_expiry: bool = False
+
+
+def submit(job: Job, now: float) -> Job:
+    """A job about to be stored: ready, or scheduled if it is due later."""
+    if job.due is not None and job.due > now:
+        return job._replace(created=now, state=JobState.SCHEDULED)
+    return job._replace(created=now, state=JobState.READY)
+
+
+def admit(job: Job, now: float, marks: Mapping[str, str]) -> Transition | None:
+    """May this claimed job start? ``None``: yes; else the transition that ends it unstarted.
+
+    Args:
+        job: running, just claimed.
+        now: seconds since the epoch.
+        marks: what is revoked by task name.
+    """
+    if marks:
+        value = marks.get(REVOKE_MARK + job.task)
+        if value is not None:
+            mark = Revocation.loads(value)
+            if mark.until is None or now < mark.until:
+                consumed = (REVOKE_MARK + job.task, value) if mark.once else None
+                return _ended_unstarted(job, JobState.REVOKED, now, f"task {job.task} is revoked", consumed)
+    if has_expired(job, now):
+        return _ended_unstarted(job, JobState.EXPIRED, now, "not started before it expired")
+    return None
+
+
+def has_expired(job: Job, now: float) -> bool:
+    """Whether ``expires`` passed before the job was started for the first time."""
+    started = job.attempt - 1 if job.state is JobState.RUNNING else job.attempt
+    return job.expires is not None and job.expires <= now and started <= 0
+
+
+def expire(job: Job, now: float) -> Transition | None:
+    """End a waiting job whose ``expires`` has passed; ``None`` if it has not, or if the job is running or finished."""
+    if job.state not in WAITING or not has_expired(job, now):
+        return None
+    return _ended(job, JobState.EXPIRED, now, "not started before it expired")
+
+
+def decide(
+    job: Job, policy: Policy, outcome: Outcome, now: float, *, draw: float = 0.0, cancelled: bool = False
+) -> Transition:
+    """What becomes of a running job whose attempt has ended.
+
+    Args:
+        job: as it was claimed.
+        policy: its retries and how to treat crashes.
+        outcome: how the attempt ended.
+        now: seconds since the epoch.
+        draw: a random number in [0, 1) for jitter.
+        cancelled: somebody revoked it while it ran: it is not run again.
+    """
+    ending = outcome.ending
+    if ending == Ending.SUCCEEDED:
+        return Transition(
+            job.seq,
+            JobState.RUNNING,
+            outcome.claim,
+            JobState.SUCCEEDED,
+            None,
+            job.attempt,
+            job.base,
+            job.crashes,
+            outcome.started,
+            outcome.finished,
+            outcome.result,
+        )
+    if ending in (Ending.INTERRUPTED, Ending.SNOOZED, Ending.UNKNOWN):
+        return _given_back(job, outcome, now, cancelled)
+    return _after_failure(job, policy, outcome, now, draw, cancelled)
+
+
+def _after_failure(job: Job, policy: Policy, outcome: Outcome, now: float, draw: float, cancelled: bool) -> Transition:
+    crashes = job.crashes + (outcome.ending == Ending.CRASHED)
+    ended = Transition(
+        job.seq,
+        JobState.RUNNING,
+        outcome.claim,
+        JobState.FAILED,
+        attempt=job.attempt,
+        base=job.base,
+        crashes=crashes,
+        started=outcome.started,
+        finished=outcome.finished,
+        record=_record(job, outcome),
+    )
+    if outcome.ending == Ending.CANCELLED:
+        return ended._replace(target=JobState.REVOKED, reason=_storable(outcome.message))
+    if not _may_run_again(job, policy, outcome, crashes):
+        return ended
+    if cancelled:
+        return ended._replace(target=JobState.REVOKED, reason="revoked while it ran")
+    due = now + _wait(job, policy, outcome, crashes, draw)
+    return _waiting(ended, due, now)
+
+
+def _may_run_again(job: Job, policy: Policy, outcome: Outcome, crashes: int) -> bool:
+    if outcome.ending == Ending.CRASHED:
+        return policy.on_crash == "retry" and crashes < policy.max_crashes
+    if outcome.ending == Ending.GAVE_UP or not outcome.retryable:
+        return False
+    return job.attempt - job.base - crashes <= policy.retries
+
+
+def _wait(job: Job, policy: Policy, outcome: Outcome, crashes: int, draw: float) -> float:
+    if outcome.delay is not None:
+        return outcome.delay
+    if outcome.ending == Ending.CRASHED:
+        return policy.retry.before_next(crashes, draw)
+    return policy.retry.before_next(max(1, job.attempt - job.base - crashes), draw)
+
+
+def _waiting(transition: Transition, due: float, now: float) -> Transition:
+    if due > now:
+        return transition._replace(target=JobState.SCHEDULED, due=due, started=None, finished=None)
+    return transition._replace(target=JobState.READY, started=None, finished=None)
+
+
+def _given_back(job: Job, outcome: Outcome, now: float, cancelled: bool) -> Transition:
+    """The end of an attempt that does not count."""
+    back = release(job)._replace(claim=outcome.claim)
+    if cancelled:
+        return back._replace(target=JobState.REVOKED, finished=now, reason="revoked while it ran")
+    if outcome.ending == Ending.UNKNOWN:
+        return back._replace(target=JobState.BLOCKED, reason=UNKNOWN_TASK + job.task)
+    return _waiting(back, now + (outcome.delay or 0.0), now)
+
+
+def release(job: Job) -> Transition:
+    """Give back a claimed job that was not run to an end; the attempt is not counted."""
+    return Transition(
+        job.seq,
+        JobState.RUNNING,
+        job.claim,
+        JobState.READY,
+        attempt=job.attempt - 1,
+        base=job.base,
+        crashes=job.crashes,
+    )
+
+
+def crashed(job: Job, now: float, details: str) -> Outcome:
+    """The outcome of an attempt whose worker or consumer died."""
+    return Outcome(
+        job.seq, job.claim, Ending.CRASHED, job.started or now, now, None, "WorkerCrashed", details, details=details
+    )
+
+
+def unblock(job: Job, now: float) -> Transition:
+    """Let a blocked job go on, because what it waited for is there."""
+    return _waiting(_moved(job, JobState.READY), job.due or now, now)
+
+
+def revoke(job: Job, now: float, reason: str = "revoked") -> Transition | None:
+    """End a waiting job unrun; ``None`` if it is not waiting (running or finished)."""
+    if job.state is JobState.RUNNING or job.state in FINISHED:
+        return None
+    return _ended(job, JobState.REVOKED, now, reason)
+
+
+def restore(job: Job, now: float) -> Transition | None:
+    """Undo a revocation; ``None`` if the job is not revoked."""
+    if job.state is not JobState.REVOKED:
+        return None
+    return _waiting(_moved(job, JobState.READY), job.due or now, now)
+
+
+def requeue(job: Job, now: float) -> Transition | None:
+    """Run a finished job again at once, with its whole allowance of retries; ``None`` if it has not finished.
+
+    The history stays, and attempts are counted on from it.
+    """
+    if job.state not in FINISHED:
+        return None
+    due = now if job.due is not None and job.due > now else None  # a later one would hold it back once more
+    back = _moved(job, JobState.READY)
+    return back._replace(due=due, base=job.attempt, crashes=0, forget_expiry=job.expires is not None)
+
+
+def reschedule(job: Job, due: float, now: float) -> Transition | None:
+    """Give a waiting job another time; ``None`` if it is running, finished or blocked."""
+    if job.state not in (JobState.READY, JobState.SCHEDULED):
+        return None
+    return _waiting(_moved(job, JobState.READY), due, now)._replace(due=due)
+
+
+def _moved(job: Job, target: JobState) -> Transition:
+    """From where it is to ``target``, with its counters as they are."""
+    return Transition(job.seq, job.state, job.claim, target, attempt=job.attempt, base=job.base, crashes=job.crashes)
+
+
+def _ended(job: Job, target: JobState, now: float, reason: str) -> Transition:
+    return _moved(job, target)._replace(finished=now, reason=reason)
+
+
+def _ended_unstarted(
+    job: Job, target: JobState, now: float, reason: str, consume: tuple[str, str] | None = None
+) -> Transition:
+    return release(job)._replace(target=target, finished=now, reason=reason, consume=consume)
+
+
+def _record(job: Job, outcome: Outcome) -> Attempt:
+    return Attempt(
+        job.attempt,
+        Ending(outcome.ending),
+        outcome.started,
+        outcome.finished,
+        _storable(outcome.error_type),
+        _storable(outcome.message),
+        _storable(outcome.traceback),
+        _storable(outcome.details),
+    )
+
+
+def _storable(text: str) -> str:
+    """The text with escapes for lone surrogates, which file names bring along and no storage can encode.
+
+    Refusing it would keep the outcome, and all that are settled in the same turn, from ever being stored.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Revocation(NamedTuple):
+    """What is stored when every call of a task is revoked: until when, and whether for one call only."""
+
+    until: float | None = None
+    once: bool = False
+
+    def dumps(self) -> str:
+        return json.dumps({"until": self.until, "once": self.once})
+
+    @classmethod
+    def loads(cls, text: str) -> Revocation:
+        fields = json.loads(text)
+        return cls(fields.get("until"), bool(fields.get("once")))

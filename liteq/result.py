@@ -1,0 +1,358 @@
+"""Result: the caller's handle on a job, and ResultGroup: on several.
+
+Reading never deletes and may be repeated. A handle is an id and an engine; it can be made anew from the id in any process
+(``app.result(id)``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+from liteq import lifecycle
+from liteq.engine import Engine
+from liteq.errors import LiteQError, ResultTimeout, TaskExpired, TaskFailed, TaskRevoked
+from liteq.instants import due_at, positive_seconds
+from liteq.job import FINISHED, Job, JobState, Progress
+
+if TYPE_CHECKING:
+    import asyncio
+
+R = TypeVar("R")
+
+
+class Result(Generic[R]):
+    """A handle on one job."""
+
+    __slots__ = ("_engine", "_id", "_seq")
+
+    def __init__(self, engine: Engine, job_id: str | None = None, seq: int | None = None) -> None:
+        self._engine = engine
+        self._id = job_id
+        self._seq = seq
+
+    @property
+    def id(self) -> str:
+        """The job's id: a string that finds it again, in this file, from any process.
+
+        Raises:
+            LiteQError: inside ``app.batch()``, whose jobs are stored, and given their ids, at its end.
+        """
+        if self._id is None:
+            raise LiteQError("this job has no id yet: jobs of app.batch() are stored when the block ends")
+        return self._id
+
+    def get(self, timeout: float | timedelta | None = None) -> R:
+        """What the task returned; waits for it.
+
+        Args:
+            timeout: seconds or a timedelta; ``0``: ask once; ``None``: wait as long as it takes.
+
+        Raises:
+            ResultTimeout: not finished in time; the job goes on.
+            TaskFailed: it failed for good; ``TaskRevoked``, ``TaskExpired``: it never will run (again).
+            JobNotFound: there is no such job (any more).
+            SerializationError: the stored result cannot be read.
+        """
+        limit = None if timeout is None else positive_seconds(timeout, "timeout")
+        job = self._finished_job()
+        if job is None and limit != 0:
+            job = self._wait(limit)
+        if job is None:
+            raise self._timed_out(limit)
+        return self._value(job)
+
+    async def aget(self, timeout: float | timedelta | None = None) -> R:
+        """`get` for coroutines: the event loop goes on meanwhile."""
+        import asyncio
+
+        limit = None if timeout is None else positive_seconds(timeout, "timeout")
+        job = await asyncio.to_thread(self._finished_job)
+        if job is None and limit != 0:
+            job = await self._await(limit)
+        if job is None:
+            raise await asyncio.to_thread(self._timed_out, limit)
+        return self._value(job)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.aget().__await__()
+
+    # ── waiting ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _finished_job(self) -> Job | None:
+        job = self._engine.job(self.id)
+        self._seq = job.seq
+        return job if job.state in FINISHED else None
+
+    def _wait(self, limit: float | None) -> Job | None:
+        """The finished job, or ``None`` after ``limit`` seconds."""
+        if self._engine.immediate:
+            return self._run(limit)
+        clock = self._engine.clock
+        deadline = None if limit is None else clock.monotonic() + limit
+        while (left := _left(deadline, clock.monotonic())) is None or left > 0:
+            finished = threading.Event()
+            self._engine.waiters.add(cast(int, self._seq), finished.set)
+            try:
+                finished.wait(left)
+            finally:
+                self._engine.waiters.discard(cast(int, self._seq), finished.set)
+            job = self._finished_job()
+            if job is not None:
+                return job
+        return None
+
+    async def _await(self, limit: float | None) -> Job | None:
+        import asyncio
+
+        if self._engine.immediate:
+            return await asyncio.to_thread(self._run, limit)
+        try:
+            async with asyncio.timeout(limit):
+                while True:
+                    await self._finish_seen(asyncio.get_running_loop())
+                    job = await asyncio.to_thread(self._finished_job)
+                    if job is not None:
+                        return job
+        except TimeoutError:
+            return await asyncio.to_thread(self._finished_job)
+
+    async def _finish_seen(self, loop: asyncio.AbstractEventLoop) -> None:
+        seen: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not seen.done():
+                seen.set_result(None)
+
+        def callback() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(finish)
+
+        self._engine.waiters.add(cast(int, self._seq), callback)
+        try:
+            await seen
+        finally:
+            self._engine.waiters.discard(cast(int, self._seq), callback)
+
+    def _run(self, limit: float | None) -> Job | None:
+        """In immediate mode the one who waits is the consumer."""
+        engine = self._engine
+        engine.run_until(engine.job(self.id), None if limit is None else engine.clock.now() + limit)
+        return self._finished_job()
+
+    def _timed_out(self, limit: float | None) -> ResultTimeout:
+        return ResultTimeout(self.id, self.state, limit or 0.0)
+
+    def _value(self, job: Job) -> R:
+        if job.state is not JobState.SUCCEEDED:
+            raise failure(job)
+        return cast(R, None if job.result is None else self._engine.runtime.serializer.loads(job.result))
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────
+
+    def job(self) -> Job:
+        """The stored job, with every attempt's error and times.
+
+        Raises:
+            JobNotFound: there is no such job (any more).
+        """
+        return self._engine.job(self.id)
+
+    def is_ready(self) -> bool:
+        """Whether the job has finished, well or not."""
+        return self.job().state in FINISHED
+
+    @property
+    def state(self) -> JobState:
+        """Where the job stands."""
+        return self.job().state
+
+    @property
+    def progress(self) -> Progress | None:
+        """What the running job last said with ``task.progress(...)``."""
+        return self.job().progress
+
+    @property
+    def error(self) -> TaskFailed | None:
+        """How the last attempt failed; ``None`` if it did not, or there was none yet."""
+        last = self.job().error
+        return None if last is None else TaskFailed(self.id, last.error_type, last.message, last.traceback)
+
+    # ── commands ─────────────────────────────────────────────────────────────────────────────────────
+
+    def revoke(self, terminate: bool = False) -> bool:
+        """Do not run this job. One that waits ends at once as ``revoked``; one that runs is asked to stop
+        (``task.is_cancelled()``) and is not run again.
+
+        Args:
+            terminate: also stop it if it is running.
+
+        Returns:
+            False if it had finished already.
+        """
+        return self._engine.revoke(self.id, terminate=terminate)
+
+    def restore(self) -> bool:
+        """Undo `revoke`; False if the job is not revoked."""
+        return self._engine.restore(self.id)
+
+    def reschedule(self, eta: datetime | None = None, delay: float | timedelta | None = None) -> bool:
+        """Give a waiting job another time: ``eta``, or ``delay`` seconds from now; neither: at once.
+
+        Returns:
+            False if it is running or has finished.
+        """
+        engine = self._engine
+        now = engine.clock.now()
+        due = due_at(now, engine.timezone, eta=eta, delay=delay)
+        return engine.change(self.id, lambda job, now: lifecycle.reschedule(job, now if due is None else due, now))
+
+    def requeue(self) -> bool:
+        """Run a finished job again, with its whole allowance of retries; its history stays.
+
+        Returns:
+            False if it has not finished.
+        """
+        return self._engine.change(self.id, lifecycle.requeue)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Result) and self._id is not None and self._id == other._id
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def __repr__(self) -> str:
+        return f"<Result {self._id or 'of a job not stored yet'}>"
+
+
+def failure(job: Job) -> TaskFailed:
+    """The exception that tells a caller how a finished job ended without success."""
+    if job.state is JobState.REVOKED:
+        return TaskRevoked(job.id, "Revoked", job.reason or "revoked")
+    if job.state is JobState.EXPIRED:
+        return TaskExpired(job.id, "Expired", job.reason or "not started before it expired")
+    last = job.error
+    if last is None:
+        return TaskFailed(job.id, "Unknown", "its history was lost")
+    return TaskFailed(job.id, last.error_type, last.message, last.traceback)
+
+
+def _left(deadline: float | None, now: float) -> float | None:
+    return None if deadline is None else deadline - now
+
+
+class ResultGroup(Generic[R]):
+    """Handles on several jobs, in the order in which they were enqueued."""
+
+    __slots__ = ("_results",)
+
+    def __init__(self, results: Iterable[Result[R]] = ()) -> None:
+        self._results: list[Result[R]] = list(results)
+
+    def get(self, timeout: float | timedelta | None = None, *, return_exceptions: bool = False) -> list[R]:
+        """What all the tasks returned, in order; waits for all.
+
+        Args:
+            timeout: for all together, seconds or a timedelta.
+            return_exceptions: put a failed job's TaskFailed in its place instead of raising the first.
+
+        Raises:
+            ResultTimeout: one had not finished in time. TaskFailed: one failed.
+        """
+        limit = None if timeout is None else positive_seconds(timeout, "timeout")
+        return list(self._values(limit, return_exceptions))
+
+    def _values(self, limit: float | None, return_exceptions: bool) -> Iterator[R]:
+        if not self._results:
+            return
+        clock = self._results[0]._engine.clock
+        deadline = None if limit is None else clock.monotonic() + limit
+        for result in self._results:
+            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
+            try:
+                yield result.get(left)
+            except TaskFailed as error:
+                if not return_exceptions:
+                    raise
+                yield cast(R, error)
+
+    async def aget(self, timeout: float | timedelta | None = None, *, return_exceptions: bool = False) -> list[R]:
+        """`get` for coroutines."""
+        import asyncio
+
+        limit = None if timeout is None else positive_seconds(timeout, "timeout")
+        waits = [result.aget(limit) for result in self._results]
+        values = await asyncio.gather(*waits, return_exceptions=True)
+        for value in values:
+            if isinstance(value, BaseException) and not (return_exceptions and isinstance(value, TaskFailed)):
+                raise value
+        return cast("list[R]", values)
+
+    def __await__(self) -> Generator[Any, None, list[R]]:
+        return self.aget().__await__()
+
+    def as_completed(self, timeout: float | timedelta | None = None) -> Iterator[Result[R]]:
+        """The results in the order in which their jobs finish.
+
+        Raises:
+            ResultTimeout: not all had finished in time.
+        """
+        if not self._results:
+            return
+        engine = self._results[0]._engine
+        limit = None if timeout is None else positive_seconds(timeout, "timeout")
+        deadline = None if limit is None else engine.clock.monotonic() + limit
+        pending = {result._seq or result.job().seq: result for result in self._results}
+        while pending:
+            done = engine.storage.finished(pending) or self._next_finished(engine, pending, deadline, limit)
+            for seq in sorted(done):
+                yield pending.pop(seq)
+
+    def _next_finished(
+        self, engine: Engine, pending: dict[int, Result[R]], deadline: float | None, limit: float | None
+    ) -> set[int]:
+        left = _left(deadline, engine.clock.monotonic())
+        finished = threading.Event()
+        for seq in pending:
+            engine.waiters.add(seq, finished.set)
+        try:
+            in_time = finished.wait(left)
+        finally:
+            for seq in pending:
+                engine.waiters.discard(seq, finished.set)
+        if not in_time:
+            raise next(iter(pending.values()))._timed_out(limit)
+        return engine.storage.finished(pending)
+
+    def progress(self) -> tuple[int, int]:
+        """How many of them have finished, and how many there are."""
+        return sum(result.is_ready() for result in self._results), len(self._results)
+
+    def __iter__(self) -> Iterator[Result[R]]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @overload
+    def __getitem__(self, index: int) -> Result[R]: ...
+    @overload
+    def __getitem__(self, index: slice) -> ResultGroup[R]: ...
+    def __getitem__(self, index: int | slice) -> Result[R] | ResultGroup[R]:
+        found = self._results[index]
+        return ResultGroup(found) if isinstance(found, list) else found
+
+    def __repr__(self) -> str:
+        return f"<ResultGroup of {len(self._results)}>"
+
+
+def receive_into(results: Sequence[Result[Any]]) -> Callable[[Sequence[Job]], None]:
+    """What gives these handles their ids once their jobs are stored."""
+
+    def receive(jobs: Sequence[Job]) -> None:
+        for result, job in zip(results, jobs, strict=True):
+            result._id, result._seq = job.id, job.seq
+
+    return receive

@@ -1,0 +1,494 @@
+"""MemoryStorage: the storage contract in its plainest form, and its executable specification.
+
+Where `liteq.storage.base` could be read in two ways, this is how it is meant: every other storage is held against this
+one, verb by verb. It also serves immediate mode, tests, and consumers with thread workers, so adding, promoting and
+claiming stay O(log n) however many jobs wait.
+
+A job is one row (a `Job` without history) in a dict. A turn first works out what its transitions lead to, changing
+nothing, and then puts the new rows in place: that is what makes it atomic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import NamedTuple
+from weakref import WeakSet
+
+from liteq.errors import StorageError
+from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Transition
+from liteq.storage.base import ClaimRequest, Owner, Storage, Turn
+from liteq.storage.watch import Bell, BellWatch, Change, Watch
+
+#: The states in which a job's ``reason`` is kept.
+_WITH_REASON = frozenset({JobState.BLOCKED, JobState.REVOKED, JobState.EXPIRED})
+
+
+class MemoryStorage(Storage):
+    """Jobs in this process's memory; gone when it ends.
+
+    Safe to share between threads. A forked child has a copy of its own: neither sees what the other does afterwards.
+    An owner lives until `unregister` (or, in tests, `lose`), because it cannot outlive the jobs.
+    """
+
+    location = ":memory:"
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._bell = Bell()
+        self._next_seq = 1
+        self._rows: dict[int, Job] = {}  # in order of seq, because a row is replaced in its place
+        self._seqs: dict[str, int] = {}  # by id, chosen or generated
+        self._history: dict[int, tuple[Attempt, ...]] = {}
+        self._standing: dict[JobState, set[int]] = {state: set() for state in JobState}
+        self._ready: defaultdict[str, Line] = defaultdict(Line)  # by queue; ordered by -priority
+        self._scheduled = Line()  # ordered by due
+        self._marks: dict[str, str] = {}
+        self._stops: Mapping[str, str] | None = {}  # what a Turn shows of the marks; None: to be looked up again
+        self._next_owner = 1
+        self._owners: dict[int, str] = {}  # what each said of itself, as JSON
+        self._alive: set[int] = set()
+        with _births:
+            _storages.add(self)
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, jobs: Sequence[Job]) -> list[Job]:
+        with self._lock:
+            stored = self._planned(jobs)
+            for row in stored:
+                if row.seq >= self._next_seq:
+                    self._seqs[row.id] = row.seq
+                    self._put(row)
+                    self._next_seq = row.seq + 1
+        if stored:
+            self._bell.ring()
+        return stored
+
+    def _planned(self, jobs: Sequence[Job]) -> list[Job]:
+        """The rows that `add` is going to answer with, new and old; changes nothing."""
+        seq = self._next_seq
+        chosen: dict[str, Job] = {}
+        rows = []
+        for job in jobs:
+            row = chosen.get(job.id) or self.get(job.id)
+            if row is None:
+                row = _new_row(job, seq)
+                chosen[row.id] = row
+                seq += 1
+            rows.append(row)
+        return rows
+
+    def _existing(self, job_id: str) -> Job | None:
+        return self._rows.get(self._seqs.get(job_id, 0))
+
+    def turn(
+        self,
+        transitions: Sequence[Transition],
+        request: ClaimRequest | None,
+        now: float,
+        progress: Mapping[int, Progress] | None = None,
+    ) -> Turn:
+        with self._lock:
+            plan = self._plan(transitions)
+            self._carry_out(plan)
+            written = any(plan.applied) | self._note(progress or {}) | self._promote(now)
+            jobs = [] if request is None else self._claim(request, now)
+            answer = Turn(plan.applied, jobs, self.next_due(), self._current_stops())
+        if written or jobs:
+            self._bell.ring()
+        return answer
+
+    def _plan(self, transitions: Sequence[Transition]) -> Plan:
+        """What the transitions lead to; changes nothing, so that a faulty one among them leaves no trace."""
+        plan = Plan([], {}, [], set())
+        for transition in transitions:
+            row = plan.rows.get(transition.seq) or self._rows.get(transition.seq)
+            if row is None or not self._holds(transition, row, plan):
+                plan.applied.append(False)
+                continue
+            plan.applied.append(True)
+            plan.rows[row.seq] = _moved(row, transition)
+            if transition.record is not None:
+                plan.records.append((row.seq, transition.record))
+            if transition.consume is not None:
+                plan.consumed.add(transition.consume[0])
+        return plan
+
+    def _holds(self, transition: Transition, row: Job, plan: Plan) -> bool:
+        if row.state != transition.source or row.claim != transition.claim:
+            return False
+        if transition.consume is None:
+            return True
+        key, value = transition.consume
+        return key not in plan.consumed and self._marks.get(key) == value
+
+    def _carry_out(self, plan: Plan) -> None:
+        for row in plan.rows.values():
+            self._put(row)
+        for seq, record in plan.records:
+            self._history[seq] = (*self._history.get(seq, ()), record)
+        for key in plan.consumed:
+            self._set_mark(key, None)
+
+    def _note(self, progress: Mapping[int, Progress]) -> bool:
+        noted = [seq for seq in progress if seq in self._standing[JobState.RUNNING]]
+        for seq in noted:
+            self._rows[seq] = self._rows[seq]._replace(progress=progress[seq])
+        return bool(noted)
+
+    def _promote(self, now: float) -> bool:
+        promoted = False
+        while self._scheduled and self._scheduled.first()[0] <= now:
+            _, seq = self._scheduled.first()
+            self._put(self._rows[seq]._replace(state=JobState.READY))
+            promoted = True
+        return promoted
+
+    def _claim(self, request: ClaimRequest, now: float) -> list[Job]:
+        claimed = []
+        for seq in self._chosen(request):
+            row = self._rows[seq]
+            row = row._replace(
+                state=JobState.RUNNING, owner=request.owner, started=now, claim=row.claim + 1, attempt=row.attempt + 1
+            )
+            self._put(row)
+            claimed.append(row)
+        return claimed
+
+    def _chosen(self, request: ClaimRequest) -> list[int]:
+        """The seqs to claim, in order; they are taken out of their lines."""
+        if request.queues is None:
+            return self._heads(list(self._ready), request.wanted)
+        chosen: list[int] = []
+        for queue in request.queues:
+            chosen += self._heads([queue], request.wanted - len(chosen))
+        return chosen
+
+    def _heads(self, queues: list[str], wanted: int) -> list[int]:
+        """Take the best ``wanted`` of these queues together."""
+        lines = [
+            self._ready[queue] for queue in queues if queue in self._ready and PAUSE_MARK + queue not in self._marks
+        ]
+        heads = [(*line.first(), number) for number, line in enumerate(lines) if line]
+        heapify(heads)
+        taken: list[int] = []
+        while heads and len(taken) < wanted:
+            _, seq, number = heads[0]
+            line = lines[number]
+            line.drop(seq)
+            taken.append(seq)
+            if line:
+                heapreplace(heads, (*line.first(), number))
+            else:
+                heappop(heads)
+        return taken
+
+    def remove(self, query: JobFilter) -> int:
+        with self._lock:
+            doomed = [row for row in self._matching(query) if row.state in FINISHED][: query.limit]
+            for row in doomed:
+                self._leave(row)
+                del self._rows[row.seq], self._seqs[row.id]
+                self._history.pop(row.seq, None)
+        if doomed:
+            self._bell.ring()
+        return len(doomed)
+
+    # ── rows and where they stand ────────────────────────────────────────────────────────────────────
+
+    def _put(self, row: Job) -> None:
+        """Store a row, new or in the place of an older one, and file it under its state."""
+        before = self._rows.get(row.seq)
+        if before is not None:
+            self._leave(before)
+        self._rows[row.seq] = row
+        self._standing[row.state].add(row.seq)
+        if row.state == JobState.READY:
+            self._ready[row.queue].put(row.seq, -row.priority)
+        elif row.state == JobState.SCHEDULED and row.due is not None:
+            self._scheduled.put(row.seq, row.due)
+
+    def _leave(self, row: Job) -> None:
+        self._standing[row.state].discard(row.seq)
+        if row.state == JobState.READY:
+            line = self._ready[row.queue]
+            line.drop(row.seq)
+            if not line:
+                del self._ready[row.queue]
+        elif row.state == JobState.SCHEDULED:
+            self._scheduled.drop(row.seq)
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────
+
+    def get(self, job_id: str) -> Job | None:
+        with self._lock:
+            row = self._existing(job_id)
+            if row is None:
+                return None
+            return row._replace(attempts=self._history.get(row.seq, ()) + _success(row))
+
+    def find(self, query: JobFilter) -> list[Job]:
+        with self._lock:
+            return self._matching(query)[: query.limit]
+
+    def _matching(self, query: JobFilter) -> list[Job]:
+        return [row for row in self._candidates(query) if _matches(row, query)]
+
+    def _candidates(self, query: JobFilter) -> Iterator[Job]:
+        """The rows in the states that are asked for, in the order that is asked for."""
+        if not query.states:
+            return iter(reversed(self._rows.values()) if query.newest_first else self._rows.values())
+        seqs = set().union(*(self._standing[JobState(state)] for state in query.states))
+        return (self._rows[seq] for seq in sorted(seqs, reverse=query.newest_first))
+
+    def finished(self, seqs: Iterable[int]) -> set[int]:
+        with self._lock:
+            rows = ((seq, self._rows.get(seq)) for seq in seqs)
+            return {seq for seq, row in rows if row is None or row.state in FINISHED}
+
+    def counts(self) -> dict[JobState, int]:
+        with self._lock:
+            return {state: len(seqs) for state, seqs in self._standing.items()}
+
+    def queues(self) -> dict[str, int]:
+        with self._lock:
+            return {queue: len(line) for queue, line in self._ready.items()}
+
+    def reasons(self) -> dict[str, int]:
+        with self._lock:
+            numbers: defaultdict[str, int] = defaultdict(int)
+            for seq in self._standing[JobState.BLOCKED]:
+                numbers[self._rows[seq].reason or ""] += 1
+            return dict(numbers)
+
+    def next_due(self) -> float | None:
+        with self._lock:
+            return self._scheduled.first()[0] if self._scheduled else None
+
+    # ── marks ────────────────────────────────────────────────────────────────────────────────────────
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        with self._lock:
+            return {key: value for key, value in self._marks.items() if key.startswith(prefix)}
+
+    def swap(self, key: str, expected: str | None, new: str | None) -> bool:
+        with self._lock:
+            if self._marks.get(key) != expected:
+                return False
+            self._set_mark(key, new)
+        self._bell.ring()
+        return True
+
+    def _set_mark(self, key: str, value: str | None) -> None:
+        if value is None:
+            self._marks.pop(key, None)
+        else:
+            self._marks[key] = value
+        self._stops = None
+
+    def _current_stops(self) -> Mapping[str, str]:
+        """What a Turn shows of the marks. One dict is given out until a mark changes, and never changed itself."""
+        if self._stops is None:
+            self._stops = self.marks(REVOKE_MARK) | self.marks(CANCEL_MARK)
+        return self._stops
+
+    # ── owners ───────────────────────────────────────────────────────────────────────────────────────
+
+    def register(self, info: Mapping[str, object]) -> int:
+        with self._lock:
+            number = self._next_owner
+            self._owners[number] = json.dumps(dict(info))
+            self._alive.add(number)
+            self._next_owner += 1
+            return number
+
+    def lock_fd(self, owner: int) -> int | None:
+        return None
+
+    def unregister(self, owner: int) -> None:
+        with self._lock:
+            self._alive.discard(owner)
+            self.forget(owner)
+        self._bell.ring(Change.SLOTS)
+
+    def lose(self, owner: int) -> None:
+        """For tests: the owner dies, as by kill -9. It stays among `dead_owners` until it is forgotten.
+
+        Raises:
+            KeyError: no such owner lives.
+        """
+        with self._lock:
+            self._alive.remove(owner)
+        self._bell.ring(Change.SLOTS)
+
+    def owners(self) -> list[Owner]:
+        with self._lock:
+            return [Owner(number, json.loads(info), number in self._alive) for number, info in self._owners.items()]
+
+    def forget(self, owner: int) -> bool:
+        with self._lock:
+            if owner in self._alive or (owner in self._owners and self._is_busy(owner)):
+                return False
+            self._owners.pop(owner, None)
+            return True
+
+    def _is_busy(self, owner: int) -> bool:
+        return any(self._rows[seq].owner == owner for seq in self._standing[JobState.RUNNING])
+
+    # ── the rest ─────────────────────────────────────────────────────────────────────────────────────
+
+    def watch(self) -> Watch:
+        return BellWatch(self._bell)
+
+    def barrier(self) -> None:
+        with self._lock:
+            return
+
+    def close(self) -> None:
+        """Unregister every owner. The jobs stay: they live as long as this object."""
+        with self._lock:
+            for owner in list(self._alive):
+                self.unregister(owner)
+
+
+class Plan(NamedTuple):
+    """What a turn's transitions lead to: the answers, the new rows by seq, what joins histories, the marks used up."""
+
+    applied: list[bool]
+    rows: dict[int, Job]
+    records: list[tuple[int, Attempt]]
+    consumed: set[str]
+
+
+class Line:
+    """Seqs in order of a key, then of seq. Every operation takes O(log n), spread over many.
+
+    A heap with lazy deletion: an entry counts only while ``_keys`` says the same of its seq, and the heap is built anew
+    once most of it does not count any more.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int]] = []
+        self._keys: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def put(self, seq: int, key: float) -> None:
+        """Let a seq that is not in line stand at ``key``."""
+        self._keys[seq] = key
+        if len(self._heap) > 2 * len(self._keys) + 64:
+            self._heap = [(key, seq) for seq, key in self._keys.items()]
+            heapify(self._heap)
+        else:
+            heappush(self._heap, (key, seq))
+
+    def drop(self, seq: int) -> None:
+        """Take a seq out of the line, if it is there."""
+        self._keys.pop(seq, None)
+
+    def first(self) -> tuple[float, int]:
+        """The key and the seq at the head of a line that is not empty."""
+        while self._keys.get(self._heap[0][1]) != self._heap[0][0]:
+            heappop(self._heap)
+        return self._heap[0]
+
+
+def _new_row(job: Job, seq: int) -> Job:
+    """A row for a job that was never claimed, whatever else it says of itself."""
+    if job.state not in (JobState.READY, JobState.SCHEDULED) or (job.state == JobState.SCHEDULED and job.due is None):
+        raise StorageError(
+            f"{job.task}: a new job is ready, or scheduled with a due time, not {job.state}; nothing stored"
+        )
+    return Job(
+        seq,
+        job.id or f"{seq}-{random.getrandbits(40):010x}",
+        job.task,
+        job.state,
+        job.queue,
+        job.priority,
+        job.payload,
+        job.created,
+        job.due,
+        job.expires,
+        job.options,
+        job.summary,
+    )
+
+
+def _moved(row: Job, transition: Transition) -> Job:
+    """The row after a transition whose guard holds."""
+    target = transition.target
+    if target == JobState.RUNNING or (target == JobState.SCHEDULED and transition.due is None):
+        raise StorageError(f"job {row.id}: a transition cannot lead to {target} like this; nothing was stored")
+    return row._replace(
+        state=target,
+        due=row.due if transition.due is None else transition.due,
+        expires=None if transition.forget_expiry else row.expires,
+        attempt=transition.attempt,
+        base=transition.base,
+        crashes=transition.crashes,
+        owner=None,
+        started=transition.started if target in FINISHED else None,
+        finished=transition.finished if target in FINISHED else None,
+        result=transition.result if target == JobState.SUCCEEDED else None,
+        reason=transition.reason if target in _WITH_REASON else None,
+        progress=None,
+    )
+
+
+def _success(row: Job) -> tuple[Attempt, ...]:
+    """The attempt that succeeded, which is told from the row and not stored."""
+    if row.state != JobState.SUCCEEDED or row.finished is None:
+        return ()
+    return (Attempt(row.attempt, Ending.SUCCEEDED, row.started, row.finished),)
+
+
+def _matches(row: Job, query: JobFilter) -> bool:
+    return (
+        (query.queue is None or row.queue == query.queue)
+        and (query.task is None or row.task == query.task)
+        and (query.owner is None or row.owner == query.owner)
+        and (query.reason is None or (row.reason == query.reason and row.state == JobState.BLOCKED))
+        and (query.after is None or (row.seq < query.after if query.newest_first else row.seq > query.after))
+        and (query.finished_before is None or (row.finished is not None and row.finished < query.finished_before))
+        and (query.expired_at is None or (row.state in WAITING and _expires_by(row, query.expired_at)))
+    )
+
+
+def _expires_by(row: Job, instant: float) -> bool:
+    return row.expires is not None and row.expires <= instant
+
+
+# ── fork ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# A lock that another thread holds at the moment of a fork stays locked in the child for ever, over a half-changed dict.
+# So a fork waits until it holds every storage's lock itself, and parent and child then each let go of theirs.
+
+_births = threading.Lock()
+_storages: WeakSet[MemoryStorage] = WeakSet()
+_held: list[MemoryStorage] = []
+
+
+def _before_fork() -> None:
+    _births.acquire()
+    _held.extend(_storages)
+    for storage in _held:
+        storage._lock.acquire()
+
+
+def _after_fork() -> None:
+    for storage in _held:
+        storage._lock.release()
+    _held.clear()
+    _births.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -1,0 +1,137 @@
+"""The tables of a liteq SQLite file, and how an older file becomes a newer one.
+
+A job's row is written once and stays put; its state is which small table holds its id. Moving between states is then a
+delete and an insert in narrow b-trees, whatever the payload's size and however many jobs wait (measured against one
+table with partial indexes: 8.9 against 13.8 µs a job, 7.6 against 24.2 with 1,000,000 waiting).
+
+Every name begins with ``liteq_``, and the schema's version lives in a table of its own rather than in ``user_version``,
+because the file may be the app's own.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from liteq.errors import StorageTooNew
+
+#: In `liteq_done.state`; numbers because they take no room in a row.
+SUCCEEDED, FAILED, REVOKED, EXPIRED = 0, 1, 2, 3
+
+_COUNTERS = """
+    claim INTEGER NOT NULL,     -- raised by every claim, never lowered: the fencing token
+    attempt INTEGER NOT NULL,   -- attempts started and not given back
+    base INTEGER NOT NULL,      -- what `attempt` was at the last requeue
+    crashes INTEGER NOT NULL    -- attempts since then that ended with the death of a worker
+"""
+
+_VERSION_1 = f"""
+CREATE TABLE liteq_meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+CREATE TABLE liteq_job (
+    id INTEGER PRIMARY KEY,     -- the order of enqueue; never reused (`remove` keeps the newest one as a blank row)
+    rnd INTEGER NOT NULL,       -- the random part of a generated public id: "<id>-<rnd in hex>"
+    cid TEXT,                   -- or the caller's own id
+    queue TEXT NOT NULL,
+    task TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    due REAL,
+    expires REAL,
+    created REAL NOT NULL,
+    options TEXT,               -- JSON: what this call overrides of its task's options
+    summary TEXT,               -- the arguments for people, where the payload cannot be read
+    payload BLOB
+);
+CREATE UNIQUE INDEX liteq_job_cid ON liteq_job (cid) WHERE cid IS NOT NULL;
+CREATE INDEX liteq_job_expires ON liteq_job (expires) WHERE expires IS NOT NULL;
+
+CREATE TABLE liteq_ready (
+    queue TEXT NOT NULL, priority INTEGER NOT NULL, id INTEGER NOT NULL, {_COUNTERS},
+    PRIMARY KEY (queue, priority DESC, id)
+) WITHOUT ROWID;
+
+CREATE TABLE liteq_scheduled (
+    due REAL NOT NULL, id INTEGER NOT NULL, queue TEXT NOT NULL, priority INTEGER NOT NULL, {_COUNTERS},
+    PRIMARY KEY (due, id)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX liteq_scheduled_id ON liteq_scheduled (id);
+
+CREATE TABLE liteq_running (
+    id INTEGER PRIMARY KEY, owner INTEGER NOT NULL, started REAL NOT NULL, {_COUNTERS}
+);
+
+CREATE TABLE liteq_blocked (id INTEGER PRIMARY KEY, reason TEXT NOT NULL, {_COUNTERS});
+CREATE INDEX liteq_blocked_reason ON liteq_blocked (reason, id);
+
+CREATE TABLE liteq_done (
+    id INTEGER PRIMARY KEY, state INTEGER NOT NULL, {_COUNTERS},
+    started REAL, finished REAL NOT NULL, result BLOB, reason TEXT
+);
+CREATE INDEX liteq_done_unsuccessful ON liteq_done (state, finished) WHERE state <> {SUCCEEDED};
+
+CREATE TABLE liteq_attempt (    -- attempts that did not succeed; one that did is read off liteq_done
+    id INTEGER PRIMARY KEY, job INTEGER NOT NULL, number INTEGER NOT NULL, ending TEXT NOT NULL,
+    started REAL, finished REAL NOT NULL,
+    error_type TEXT NOT NULL, message TEXT NOT NULL, traceback TEXT NOT NULL, details TEXT NOT NULL
+);
+CREATE INDEX liteq_attempt_job ON liteq_attempt (job);
+
+CREATE TABLE liteq_progress (id INTEGER PRIMARY KEY, done REAL NOT NULL, total REAL, message TEXT NOT NULL);
+CREATE TABLE liteq_mark (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE liteq_owner (id INTEGER PRIMARY KEY AUTOINCREMENT, slot TEXT NOT NULL, info TEXT NOT NULL);
+
+-- Triggers, so that storing a job is one statement, which also means one call from Python and an autocommit.
+CREATE TRIGGER liteq_job_ready AFTER INSERT ON liteq_job WHEN new.due IS NULL OR new.due <= new.created BEGIN
+    INSERT INTO liteq_ready VALUES (new.queue, new.priority, new.id, 0, 0, 0, 0);
+END;
+CREATE TRIGGER liteq_job_scheduled AFTER INSERT ON liteq_job WHEN new.due > new.created BEGIN
+    INSERT INTO liteq_scheduled VALUES (new.due, new.id, new.queue, new.priority, 0, 0, 0, 0);
+END;
+"""
+
+#: The n-th script takes a file from version n to n + 1.
+MIGRATIONS = (_VERSION_1,)
+CURRENT = len(MIGRATIONS)
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """The schema version of an open file; 0 where it has no liteq tables."""
+    known = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'liteq_meta'").fetchone()
+    if known is None:
+        return 0
+    row = connection.execute("SELECT value FROM liteq_meta WHERE key = 'schema'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def refuse_newer(found: int, location: str) -> None:
+    """Raise StorageTooNew if this library does not know version ``found``."""
+    if found > CURRENT:
+        raise StorageTooNew(
+            f"{location} was written by a newer liteq (schema {found}, this one knows up to {CURRENT}): "
+            "nothing was changed; upgrade liteq here"
+        )
+
+
+def migrate(connection: sqlite3.Connection, location: str) -> None:
+    """Bring the file to the current version, inside the transaction that the caller has begun.
+
+    Raises:
+        StorageTooNew: it is newer than this library.
+    """
+    found = version(connection)
+    refuse_newer(found, location)
+    for script in MIGRATIONS[found:]:
+        for statement in _statements(script):
+            connection.execute(statement)
+    if found < CURRENT:
+        connection.execute("INSERT OR REPLACE INTO liteq_meta VALUES ('schema', ?)", (CURRENT,))
+
+
+def _statements(script: str) -> list[str]:
+    """Split a script; `executescript` would commit the caller's transaction first."""
+    statements, pending = [], ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending.strip())
+            pending = ""
+    return statements

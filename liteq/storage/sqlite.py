@@ -1,0 +1,286 @@
+"""SqliteStorage: the contract on one SQLite file.
+
+Read in this order: `schema` (the tables), `sqlite_connection` (who may write when), this module (the verbs). The moves
+between the state tables are in `sqlite_moves`, the questions in `sqlite_questions`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from random import getrandbits
+
+from liteq.job import Job, JobFilter, JobState, Progress
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Transition
+from liteq.storage import sqlite_moves as moves
+from liteq.storage import sqlite_questions as questions
+from liteq.storage.base import ClaimRequest, Owner, Storage, Turn
+from liteq.storage.locks import Election, Slot, is_dead
+from liteq.storage.sqlite_connection import Connections, Durability
+from liteq.storage.watch import Watch, watch_database
+
+#: Pages given back to the file system in one go (2 MiB), and how many free ones are left for the next jobs.
+VACUUM_PAGES = 512
+SPARE_PAGES = 1024
+
+_COLUMNS = "rnd, cid, queue, task, priority, due, expires, created, options, summary, payload"
+_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {_ROW}"
+#: 50 rows of 11 values stay under SQLite's oldest limit of 999 variables a statement.
+_CHUNK = 50
+_INSERT_CHUNK = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {', '.join([_ROW] * _CHUNK)}"
+
+
+class SqliteStorage(Storage):
+    """Jobs in one SQLite file in WAL mode; nothing is touched before the first use.
+
+    Lock files live in a directory beside it, ``<file>-liteq``.
+
+    Args:
+        path: the file; a relative path is read from the current directory, once, here. (`LiteQ` resolves the paths it
+            is given against the directory of the module that creates it.)
+        durability: ``"full"``: a commit survives power loss; ``"normal"``: it survives any crash of the program.
+        create: make the file if it does not exist; otherwise its absence is a StorageUnusable.
+        allow_network_fs: do not refuse a file system on which locks are known to fail silently.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        durability: Durability = "full",
+        create: bool = True,
+        allow_network_fs: bool = False,
+    ) -> None:
+        if durability not in ("full", "normal"):
+            raise ValueError(f"durability takes 'full' or 'normal', not {durability!r}")
+        self.path = Path(path).absolute()
+        self.location = str(self.path)
+        side = self.path.with_name(self.path.name + "-liteq")
+        self._slots_directory = side / "consumers"
+        self._slots: dict[int, Slot] = {}
+        self._keeper = Election(side / "keeper")
+        self._connections = Connections(self.path, side, durability, create=create, allow_network_fs=allow_network_fs)
+
+    # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, jobs: Sequence[Job]) -> list[Job]:
+        if len(jobs) == 1 and not jobs[0].id:
+            row = _row(jobs[0])
+            return [_stored(jobs[0], self._connections.insert(_INSERT, row), row)]
+        if any(job.id for job in jobs):
+            return self._connections.write(lambda connection: [_add_once(connection, job) for job in jobs])
+        return self._connections.write(lambda connection: _add_many(connection, jobs)) if jobs else []
+
+    def turn(
+        self,
+        transitions: Sequence[Transition],
+        request: ClaimRequest | None,
+        now: float,
+        progress: Mapping[int, Progress] | None = None,
+    ) -> Turn:
+        try:
+            return self._connections.write(
+                lambda connection: _turn(connection, transitions, request, now, progress, together=True)
+            )
+        except moves.StaleBatch:  # somebody took one of these jobs over: find out which, one by one
+            return self._connections.write(
+                lambda connection: _turn(connection, transitions, request, now, progress, together=False)
+            )
+
+    def get(self, job_id: str) -> Job | None:
+        return self._connections.read(lambda connection: questions.get(connection, job_id))
+
+    def find(self, query: JobFilter) -> list[Job]:
+        return self._connections.read(lambda connection: questions.find(connection, query))
+
+    def finished(self, seqs: Iterable[int]) -> set[int]:
+        wanted = list(seqs)
+        return self._connections.read(lambda connection: questions.finished(connection, wanted))
+
+    def counts(self) -> dict[JobState, int]:
+        return self._connections.read(questions.counts)
+
+    def queues(self) -> dict[str, int]:
+        return self._connections.read(questions.queues)
+
+    def reasons(self) -> dict[str, int]:
+        return self._connections.read(questions.reasons)
+
+    def next_due(self) -> float | None:
+        return self._connections.read(moves.next_due)
+
+    def remove(self, query: JobFilter) -> int:
+        # What to delete is looked for on a snapshot: a search through 1,000,000 rows must not hold the write lock.
+        seqs = self._connections.read(lambda connection: questions.removable(connection, query))
+        return self._connections.write(lambda connection: moves.remove(connection, seqs)) if seqs else 0
+
+    # ── marks ────────────────────────────────────────────────────────────────────────────────────────
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        return self._connections.read(lambda connection: _marks(connection, (prefix,)))
+
+    def swap(self, key: str, expected: str | None, new: str | None) -> bool:
+        return self._connections.write(lambda connection: moves.swap_mark(connection, key, expected, new))
+
+    # ── owners ───────────────────────────────────────────────────────────────────────────────────────
+
+    def register(self, info: Mapping[str, object]) -> int:
+        self._connections.writer()
+        name = secrets.token_hex(8)
+        slot = Slot.take(self._slots_directory / name)
+        statement = "INSERT INTO liteq_owner (slot, info) VALUES (?, ?)"
+        try:
+            owner = self._connections.insert(statement, (name, json.dumps(dict(info))))
+        except BaseException:
+            slot.release()
+            raise
+        self._slots[owner] = slot
+        return owner
+
+    def lock_fd(self, owner: int) -> int | None:
+        slot = self._slots.get(owner)
+        return None if slot is None else slot.fileno()
+
+    def unregister(self, owner: int) -> None:
+        slot = self._slots.pop(owner, None)
+        if slot is not None:
+            slot.release()
+        self.forget(owner)
+
+    def owners(self) -> list[Owner]:
+        rows = self._connections.read(
+            lambda connection: connection.execute("SELECT id, slot, info FROM liteq_owner ORDER BY id").fetchall()
+        )
+        return [
+            Owner(number, json.loads(info), not is_dead(self._slots_directory / slot)) for number, slot, info in rows
+        ]
+
+    def forget(self, owner: int) -> bool:
+        return self._connections.write(lambda connection: self._forget(connection, owner))
+
+    def _forget(self, connection: sqlite3.Connection, owner: int) -> bool:
+        row = connection.execute(
+            "SELECT slot, EXISTS (SELECT 1 FROM liteq_running WHERE owner = :owner) FROM liteq_owner WHERE id = :owner",
+            {"owner": owner},
+        ).fetchone()
+        if row is None:
+            return True
+        slot, busy = row
+        if busy or not is_dead(self._slots_directory / slot):
+            return False
+        connection.execute("DELETE FROM liteq_owner WHERE id = ?", (owner,))
+        (self._slots_directory / slot).unlink(missing_ok=True)
+        return True
+
+    # ── waiting, upkeep ──────────────────────────────────────────────────────────────────────────────
+
+    def watch(self) -> Watch:
+        self._connections.writer()
+        self._slots_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return watch_database(self.path, self._slots_directory)
+
+    def barrier(self) -> None:
+        self._connections.turnstile.barrier()
+
+    def upkeep(self) -> None:
+        if not self._keeper.win():
+            return  # another consumer of this file does it
+        self._connections.checkpoint()
+        free = self._connections.read(lambda connection: connection.execute("PRAGMA freelist_count").fetchone()[0])
+        if free > SPARE_PAGES + VACUUM_PAGES:
+            self._connections.write(_give_pages_back)
+
+    def close(self) -> None:
+        for owner in list(self._slots):
+            self.unregister(owner)
+        self._keeper.resign()
+        self._connections.close()
+
+
+# ── adding ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _row(job: Job) -> tuple[object, ...]:
+    return (
+        getrandbits(40),
+        job.id or None,
+        job.queue,
+        job.task,
+        job.priority,
+        job.due,
+        job.expires,
+        job.created,
+        job.options,
+        job.summary,
+        job.payload,
+    )
+
+
+def _stored(job: Job, seq: int, row: tuple[object, ...]) -> Job:
+    # Not `_replace`, which costs three times as much; `seq` and `id` are the first two fields.
+    return tuple.__new__(Job, (seq, job.id or f"{seq}-{row[0]:010x}", *job[2:]))
+
+
+def _add_many(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
+    rows = [_row(job) for job in jobs]
+    whole = len(rows) - len(rows) % _CHUNK
+    for start in range(0, whole, _CHUNK):
+        values: list[object] = []
+        for row in rows[start : start + _CHUNK]:
+            values += row
+        connection.execute(_INSERT_CHUNK, values)
+    for row in rows[whole:]:
+        connection.execute(_INSERT, row)
+    last = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
+    first = last - len(rows) + 1  # one transaction, one writer: the ids are consecutive
+    return [_stored(job, seq, row) for seq, (job, row) in enumerate(zip(jobs, rows, strict=True), first)]
+
+
+def _add_once(connection: sqlite3.Connection, job: Job) -> Job:
+    row = _row(job)
+    if job.id:
+        existing = questions.get(connection, job.id)
+        if existing is not None:
+            return existing
+    return _stored(job, connection.execute(_INSERT, row).lastrowid or 0, row)
+
+
+# ── the turn ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _turn(
+    connection: sqlite3.Connection,
+    transitions: Sequence[Transition],
+    request: ClaimRequest | None,
+    now: float,
+    progress: Mapping[int, Progress] | None,
+    *,
+    together: bool,
+) -> Turn:
+    if progress:
+        moves.record_progress(connection, progress)
+    applied = moves.apply(connection, transitions, together=together) if transitions else []
+    due = moves.next_due(connection)
+    if due is not None and due <= now:
+        moves.promote(connection, now)
+        due = moves.next_due(connection)
+    marks = _marks(connection, (CANCEL_MARK, PAUSE_MARK, REVOKE_MARK))
+    jobs = []
+    if request is not None and request.wanted > 0:
+        paused = {key.removeprefix(PAUSE_MARK) for key in marks if key.startswith(PAUSE_MARK)}
+        jobs = moves.claim(connection, request, now, paused)
+    return Turn(applied, jobs, due, marks)
+
+
+def _marks(connection: sqlite3.Connection, prefixes: tuple[str, ...]) -> dict[str, str]:
+    rows = connection.execute("SELECT key, value FROM liteq_mark").fetchall()
+    return {key: value for key, value in rows if key.startswith(prefixes)}
+
+
+def _give_pages_back(connection: sqlite3.Connection) -> None:
+    # Each step of the cursor frees one page: fetchall, not execute alone, frees them all.
+    connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()

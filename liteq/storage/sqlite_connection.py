@@ -1,0 +1,314 @@
+"""Connections to the SQLite file: opening it, reading, and writing in turns.
+
+One connection per process writes, behind the turnstile; questions are asked on a few others, which in WAL mode never
+wait for a writer. Nothing touches the disk before the first use. A forked child abandons its parent's connections (keeps
+them referenced and never closes them) and opens its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from liteq.errors import StorageBusy, StorageError, StorageUnusable
+from liteq.storage import schema
+from liteq.storage.filesystem import network_filesystem
+from liteq.storage.locks import Turnstile
+
+T = TypeVar("T")
+Durability = Literal["full", "normal"]
+
+#: Frames after which a writer without a consumer checkpoints by itself (32 MiB); consumers do it sooner (`checkpoint`).
+AUTOCHECKPOINT = 8000
+#: Above so many frames a checkpoint also resets the WAL, so that it stays near 16 MiB. PASSIVE alone let it grow to 379 MB.
+RESTART_ABOVE = 2000
+#: What one call of SQLite's busy handler waits, in seconds; whole transactions are retried around it.
+BUSY_SLICE = 2.0
+MAX_IDLE_READERS = 4
+
+_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_UNUSABLE: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+
+#: Connections that a forked child inherited. Closing one would drop locks and could delete a WAL that the parent uses.
+_abandoned: list[sqlite3.Connection] = []
+
+
+class Connections:
+    """The connections of one file.
+
+    Args:
+        path: absolute.
+        side: the directory for lock files.
+        durability: ``"full"``: a commit survives power loss; ``"normal"``: it survives any crash of the program.
+        patience: how long a transaction waits for a foreign writer, in seconds, before StorageBusy.
+        create: make the file if it is missing; otherwise that is StorageUnusable.
+        allow_network_fs: do not refuse file systems known to break locks.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        side: Path,
+        durability: Durability,
+        *,
+        patience: float = 60.0,
+        create: bool = True,
+        allow_network_fs: bool = False,
+    ) -> None:
+        self.path = path
+        self.turnstile = Turnstile(side)
+        self._synchronous = durability.upper()
+        self._attempts = max(1, round(patience / BUSY_SLICE))
+        self._create = create
+        self._allow_network_fs = allow_network_fs
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []
+        self._all: list[sqlite3.Connection] = []
+        self._opening = threading.RLock()
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work`` in one IMMEDIATE transaction, in turn with all other writers.
+
+        The whole of it is tried again while a foreign connection holds the write lock.
+
+        Raises:
+            StorageError: it was rolled back.
+        """
+        connection = self.writer()
+        with self.turnstile:
+            try:
+                self._begin(connection)
+                try:
+                    result = work(connection)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise self.translated(error) from error
+        return result
+
+    def insert(self, statement: str, values: tuple[object, ...]) -> int:
+        """Run one INSERT as a transaction of its own and return its rowid; the shortest way to store something."""
+        connection = self.writer()
+        for attempt in range(self._attempts):
+            try:
+                with self.turnstile:
+                    return connection.execute(statement, values).lastrowid or 0
+            except sqlite3.Error as error:
+                if _code(error) not in _BUSY or attempt == self._attempts - 1:
+                    raise self.translated(error) from error
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        for _ in range(self._attempts - 1):
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if _code(error) not in _BUSY:
+                    raise
+        connection.execute("BEGIN IMMEDIATE")
+
+    def writer(self) -> sqlite3.Connection:
+        """The writing connection, opened at first use."""
+        if self._pid != os.getpid():
+            self._abandon()
+        return self._writer or self._open_writer()
+
+    def _open_writer(self) -> sqlite3.Connection:
+        with self._opening:
+            if self._writer is None:
+                self._check_path()
+                self._writer = self._prepared()
+            return self._writer
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work`` on a snapshot; it never waits for a writer and never holds one up.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        self.writer()
+        connection = self._borrow()
+        try:
+            connection.execute("BEGIN")
+            try:
+                return work(connection)
+            finally:
+                connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+        finally:
+            self._give_back(connection)
+
+    def _borrow(self) -> sqlite3.Connection:
+        try:
+            return self._readers.pop()
+        except IndexError:
+            with self._opening:
+                return self._connect()
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        if len(self._readers) < MAX_IDLE_READERS and connection in self._all:
+            self._readers.append(connection)
+        else:
+            self._forget(connection)
+
+    # ── upkeep ───────────────────────────────────────────────────────────────────────────────────────
+
+    def checkpoint(self) -> None:
+        """Move what the WAL holds into the file; only where it has grown large, under the write lock, reset it."""
+        connection = self._borrow()
+        try:
+            frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+            if frames > RESTART_ABOVE:
+                with self.turnstile:
+                    connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        except sqlite3.Error as error:
+            if _code(error) not in _BUSY:  # busy: somebody reads or checkpoints; the next one will do it
+                raise self.translated(error) from error
+        finally:
+            self._give_back(connection)
+
+    # ── opening and closing ──────────────────────────────────────────────────────────────────────────
+
+    def _check_path(self) -> None:
+        """Refuse what cannot be a liteq file, before anything is created."""
+        path = self.path
+        if path.is_dir():
+            raise StorageUnusable(f"{path} is a directory; a SQLite storage takes the path of a file")
+        if not path.parent.is_dir():
+            raise StorageUnusable(f"{path} cannot be created: the directory {path.parent} does not exist")
+        kind = None if self._allow_network_fs else network_filesystem(path)
+        if kind is not None:
+            raise StorageUnusable(
+                f"{path} lies on a network filesystem ({kind}), where file locks fail silently and jobs would be lost "
+                "or run twice; use a local disk, or pass SqliteStorage(path, allow_network_fs=True) if you know better"
+            )
+        if not path.exists():
+            if not self._create:
+                raise StorageUnusable(f"{path} does not exist")
+            self._create_file()
+
+    def _create_file(self) -> None:
+        try:  # 0600 from the start: job arguments are nobody else's business
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            return  # another process was first
+        except OSError as error:
+            raise StorageUnusable(f"{self.path} cannot be created: {error.strerror}") from error
+
+    def _prepared(self) -> sqlite3.Connection:
+        """Open the file and make sure that it has our tables."""
+        try:
+            connection = self._connect()
+            try:
+                if schema.version(connection) != schema.CURRENT:
+                    schema.refuse_newer(schema.version(connection), str(self.path))
+                    self._set_up(connection)
+                self._use_wal(connection)
+            except BaseException:
+                self._forget(connection)
+                raise
+            return connection
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        with self.turnstile:
+            if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before the first table
+            self._use_wal(connection)
+            self._begin(connection)
+            try:
+                schema.migrate(connection, str(self.path))
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _use_wal(self, connection: sqlite3.Connection) -> None:
+        """Convert only if needed: the PRAGMA bypasses the busy handler, and another process may be doing the same."""
+        for attempt in range(100):
+            if _journal_mode(connection) == "wal":
+                return
+            try:
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if _code(error) not in _BUSY or attempt == 99:
+                    raise
+                # A short wait on the file itself: take and drop the write lock, which does use the busy handler.
+                self._begin(connection)
+                connection.execute("ROLLBACK")
+        raise StorageUnusable(f"{self.path} cannot be put into WAL mode; its filesystem may lack shared memory")
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = self.path.as_uri() + "?mode=rw"
+        connection = sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_SLICE, cached_statements=256
+        )
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
+        connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
+        self._all.append(connection)
+        return connection
+
+    def _forget(self, connection: sqlite3.Connection) -> None:
+        if connection in self._all:
+            self._all.remove(connection)
+        connection.close()
+
+    def _abandon(self) -> None:
+        _abandoned.extend(self._all)
+        self._reset()
+
+    def close(self) -> None:
+        """Close every connection of this process; the next use opens the file anew."""
+        if self._pid != os.getpid():
+            self._abandon()
+        with self._opening:
+            connections, self._all = self._all, []
+            self._readers, self._writer = [], None
+            for connection in connections:
+                connection.close()
+        self.turnstile.close()
+
+    def translated(self, error: sqlite3.Error) -> StorageError:
+        """The StorageError that says to a user what ``error`` says to a programmer."""
+        code = _code(error)
+        if code in _BUSY:
+            waited = round(self._attempts * BUSY_SLICE)
+            return StorageBusy(
+                f"{self.path}: another program has held the write lock for {waited} s; nothing was stored"
+            )
+        if code == sqlite3.SQLITE_FULL:
+            return StorageError(f"{self.path}: the disk is full; nothing was stored")
+        if code == sqlite3.SQLITE_NOTADB:
+            return StorageUnusable(f"{self.path} is not a SQLite database; it was left untouched")
+        if code in _UNUSABLE:
+            return StorageUnusable(f"{self.path} cannot be used: {error}")
+        return StorageError(f"{self.path}: {error}; nothing was stored")
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code (the low byte of the extended one)."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _journal_mode(connection: sqlite3.Connection) -> str:
+    return str(connection.execute("PRAGMA journal_mode").fetchone()[0])

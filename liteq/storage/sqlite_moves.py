@@ -1,0 +1,367 @@
+"""Moves between the state tables of a SQLite file: what `turn` and `remove` are made of.
+
+Every function runs inside the caller's IMMEDIATE transaction, so what one statement saw still holds at the next.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+
+from liteq.job import Job, JobState, Progress
+from liteq.lifecycle import Transition
+from liteq.storage import schema
+from liteq.storage.base import ClaimRequest
+
+#: What is promoted in one turn, so that a backlog that became due during a stop does not hold the lock for long.
+PROMOTED_AT_ONCE = 2000
+
+DONE_CODES = {
+    JobState.SUCCEEDED: schema.SUCCEEDED,
+    JobState.FAILED: schema.FAILED,
+    JobState.REVOKED: schema.REVOKED,
+    JobState.EXPIRED: schema.EXPIRED,
+}
+
+_COUNTERS = "claim, attempt, base, crashes"
+
+
+class StaleBatch(Exception):
+    """One of several transitions that were applied together no longer holds; nothing may be committed."""
+
+
+# ── applying transitions ─────────────────────────────────────────────────────────────────────────────────
+
+
+def apply(connection: sqlite3.Connection, transitions: Sequence[Transition], *, together: bool) -> list[bool]:
+    """Apply transitions in order and answer each.
+
+    Args:
+        together: finish all plain successes with a few statements for all of them.
+
+    Raises:
+        StaleBatch: with ``together``, when one of them no longer holds; the caller rolls back and comes again.
+    """
+    if not together or len({transition.seq for transition in transitions}) < len(transitions):
+        return [_apply_one(connection, transition) for transition in transitions]
+    successes = [transition for transition in transitions if _is_plain_success(transition)]
+    _finish_together(connection, successes)
+    return [_is_plain_success(transition) or _apply_one(connection, transition) for transition in transitions]
+
+
+def _is_plain_success(transition: Transition) -> bool:
+    return (
+        transition.target is JobState.SUCCEEDED
+        and transition.source is JobState.RUNNING
+        and transition.record is None
+        and transition.consume is None
+    )
+
+
+def _finish_together(connection: sqlite3.Connection, transitions: list[Transition]) -> None:
+    by_claim: dict[int, list[int]] = {}
+    for transition in transitions:
+        by_claim.setdefault(transition.claim, []).append(transition.seq)
+    for claim, seqs in by_claim.items():
+        deleted = connection.execute(_DELETE_RUNNING_MANY, (str(seqs), claim)).rowcount
+        if deleted != len(seqs):
+            raise StaleBatch
+    _insert_done(connection, [_done_row(transition) for transition in transitions])
+    if _has_progress(connection):
+        connection.execute(_DELETE_PROGRESS_MANY, (str([transition.seq for transition in transitions]),))
+
+
+_DELETE_RUNNING_MANY = "DELETE FROM liteq_running WHERE id IN (SELECT value FROM json_each(?)) AND claim = ?"
+_DELETE_PROGRESS_MANY = "DELETE FROM liteq_progress WHERE id IN (SELECT value FROM json_each(?))"
+
+_DONE_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_DONE = {rows: f"INSERT INTO liteq_done VALUES {', '.join([_DONE_ROW] * rows)}" for rows in (64, 8, 1)}
+
+
+def _done_row(transition: Transition) -> tuple[object, ...]:
+    return (
+        transition.seq,
+        DONE_CODES[transition.target],
+        transition.claim,
+        transition.attempt,
+        transition.base,
+        transition.crashes,
+        transition.started,
+        transition.finished,
+        transition.result,
+        transition.reason,
+    )
+
+
+def _insert_done(connection: sqlite3.Connection, rows: list[tuple[object, ...]]) -> None:
+    start = 0
+    for size, statement in _INSERT_DONE.items():
+        while len(rows) - start >= size:
+            values: list[object] = []
+            for row in rows[start : start + size]:
+                values += row
+            connection.execute(statement, values)
+            start += size
+
+
+_TAKE_FROM = {
+    JobState.READY: (
+        "DELETE FROM liteq_ready WHERE (queue, priority, id) = "
+        "(SELECT queue, priority, id FROM liteq_job WHERE id = :seq) AND claim = :claim"
+    ),
+    JobState.SCHEDULED: "DELETE FROM liteq_scheduled WHERE id = :seq AND claim = :claim",
+    JobState.RUNNING: "DELETE FROM liteq_running WHERE id = :seq AND claim = :claim",
+    JobState.BLOCKED: "DELETE FROM liteq_blocked WHERE id = :seq AND claim = :claim",
+} | {
+    state: f"DELETE FROM liteq_done WHERE id = :seq AND claim = :claim AND state = {code}"
+    for state, code in DONE_CODES.items()
+}
+
+_PUT_INTO = {
+    JobState.READY: (
+        "INSERT INTO liteq_ready SELECT queue, priority, id, :claim, :attempt, :base, :crashes "
+        "FROM liteq_job WHERE id = :seq"
+    ),
+    JobState.SCHEDULED: (
+        "INSERT INTO liteq_scheduled SELECT :due, id, queue, priority, :claim, :attempt, :base, :crashes "
+        "FROM liteq_job WHERE id = :seq"
+    ),
+    JobState.BLOCKED: "INSERT INTO liteq_blocked VALUES (:seq, :reason, :claim, :attempt, :base, :crashes)",
+}
+
+
+def _apply_one(connection: sqlite3.Connection, transition: Transition) -> bool:
+    if transition.consume is not None and not _has_mark(connection, *transition.consume):
+        return False
+    seq = transition.seq
+    taken = connection.execute(_TAKE_FROM[transition.source], {"seq": seq, "claim": transition.claim}).rowcount
+    if taken != 1:
+        return False
+    if transition.target in DONE_CODES:
+        _insert_done(connection, [_done_row(transition)])
+    else:
+        connection.execute(_PUT_INTO[transition.target], transition._asdict())
+    if transition.due is not None:
+        connection.execute("UPDATE liteq_job SET due = ? WHERE id = ?", (transition.due, seq))
+    if transition.forget_expiry:
+        connection.execute("UPDATE liteq_job SET expires = NULL WHERE id = ?", (seq,))
+    if transition.record is not None:
+        connection.execute(_INSERT_ATTEMPT, (seq, *transition.record))
+    if transition.source is JobState.RUNNING:
+        connection.execute("DELETE FROM liteq_progress WHERE id = ?", (seq,))
+    if transition.consume is not None:
+        swap_mark(connection, transition.consume[0], transition.consume[1], None)
+    return True
+
+
+_INSERT_ATTEMPT = (
+    "INSERT INTO liteq_attempt (job, number, ending, started, finished, error_type, message, traceback, details) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+# ── promoting, claiming ──────────────────────────────────────────────────────────────────────────────────
+
+
+def next_due(connection: sqlite3.Connection) -> float | None:
+    """When the earliest scheduled job becomes due."""
+    row = connection.execute("SELECT due FROM liteq_scheduled ORDER BY due LIMIT 1").fetchone()
+    return None if row is None else row[0]
+
+
+def promote(connection: sqlite3.Connection, now: float) -> None:
+    """Make due jobs ready, the longest due first, at most PROMOTED_AT_ONCE."""
+    last = connection.execute(
+        "SELECT due, id FROM (SELECT due, id FROM liteq_scheduled WHERE due <= ? ORDER BY due, id LIMIT ?) "
+        "ORDER BY due DESC, id DESC LIMIT 1",
+        (now, PROMOTED_AT_ONCE),
+    ).fetchone()
+    connection.execute(
+        f"INSERT INTO liteq_ready SELECT queue, priority, id, {_COUNTERS} FROM liteq_scheduled WHERE (due, id) <= (?, ?)",
+        last,
+    )
+    connection.execute("DELETE FROM liteq_scheduled WHERE (due, id) <= (?, ?)", last)
+
+
+def claim(connection: sqlite3.Connection, request: ClaimRequest, now: float, paused: set[str]) -> list[Job]:
+    """Move the heads of the queues from ready to running, up to ``request.wanted``."""
+    if request.queues is None:
+        names = [row[0] for row in connection.execute(_QUEUE_NAMES).fetchall()]
+        names = [name for name in names if name not in paused]
+        if len(names) > 1:
+            return _claim_by_priority(connection, names, request, now)
+    else:
+        names = [name for name in request.queues if name not in paused]
+    jobs: list[Job] = []
+    for name in names:
+        jobs += _claim_queue(connection, name, request.wanted - len(jobs), request.owner, now)
+        if len(jobs) == request.wanted:
+            break
+    return jobs
+
+
+#: The distinct queues by jumping through the index from one to the next: the cost is that of the number of queues.
+_QUEUE_NAMES = """
+WITH RECURSIVE name (queue) AS (
+    SELECT min(queue) FROM liteq_ready
+    UNION ALL SELECT (SELECT min(queue) FROM liteq_ready WHERE queue > name.queue) FROM name WHERE name.queue IS NOT NULL
+) SELECT queue FROM name WHERE queue IS NOT NULL
+"""
+
+
+def _claim_by_priority(
+    connection: sqlite3.Connection, names: list[str], request: ClaimRequest, now: float
+) -> list[Job]:
+    """Claim over several queues as if they were one: look at each head first, then take so many from each."""
+    heads: list[tuple[int, int, str]] = []
+    for name in names:
+        rows = connection.execute(_HEAD, (name, request.wanted)).fetchall()
+        heads += [(-priority, seq, name) for priority, seq in rows]
+    heads.sort()
+    wanted: dict[str, int] = {}
+    for _, _, name in heads[: request.wanted]:
+        wanted[name] = wanted.get(name, 0) + 1
+    jobs: list[Job] = []
+    for name, number in wanted.items():
+        jobs += _claim_queue(connection, name, number, request.owner, now)
+    jobs.sort(key=lambda job: (-job.priority, job.seq))
+    return jobs
+
+
+_HEAD = "SELECT priority, id FROM liteq_ready WHERE queue = ? ORDER BY priority DESC, id LIMIT ?"
+
+# CROSS JOIN keeps SQLite from turning the two around.
+_HEAD_JOBS = """
+SELECT r.priority, r.id, j.rnd, j.cid, j.task, j.payload, j.created, j.due, j.expires, j.options, j.summary,
+       r.claim, r.attempt, r.base, r.crashes
+FROM liteq_ready r CROSS JOIN liteq_job j ON j.id = r.id
+WHERE r.queue = ? ORDER BY r.priority DESC, r.id LIMIT ?
+"""
+_RUN_OF_PRIORITY = "WHERE queue = ? AND priority = ? AND id BETWEEN ? AND ?"
+_START_RUN = f"""
+INSERT INTO liteq_running (id, owner, started, {_COUNTERS})
+SELECT id, ?, ?, claim + 1, attempt + 1, base, crashes FROM liteq_ready {_RUN_OF_PRIORITY}
+"""
+_UNREADY_RUN = f"DELETE FROM liteq_ready {_RUN_OF_PRIORITY}"
+
+
+def _claim_queue(connection: sqlite3.Connection, queue: str, wanted: int, owner: int, now: float) -> list[Job]:
+    rows = connection.execute(_HEAD_JOBS, (queue, wanted)).fetchall()
+    for priority, first, last in _runs(rows):
+        run = (queue, priority, first, last)
+        connection.execute(_START_RUN, (owner, now, *run))
+        connection.execute(_UNREADY_RUN, run)
+    running = JobState.RUNNING
+    return [
+        Job(
+            seq,
+            cid or f"{seq}-{rnd:010x}",
+            task,
+            running,
+            queue,
+            priority,
+            payload,
+            created,
+            due,
+            expires,
+            options,
+            summary,
+            claim + 1,
+            attempt + 1,
+            base,
+            crashes,
+            owner,
+            now,
+        )
+        for (
+            priority,
+            seq,
+            rnd,
+            cid,
+            task,
+            payload,
+            created,
+            due,
+            expires,
+            options,
+            summary,
+            claim,
+            attempt,
+            base,
+            crashes,
+        ) in rows
+    ]
+
+
+def _runs(rows: list[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
+    """The (priority, first id, last id) of each run of equal priority; ``rows`` begin with priority and id."""
+    if not rows:
+        return []
+    if rows[0][0] == rows[-1][0]:  # sorted by priority: one run
+        return [(rows[0][0], rows[0][1], rows[-1][1])]
+    found: dict[int, tuple[int, int, int]] = {}
+    for row in rows:
+        priority, seq = row[0], row[1]
+        first = found[priority][1] if priority in found else seq
+        found[priority] = (priority, first, seq)
+    return found.values()
+
+
+# ── progress, marks, removing ────────────────────────────────────────────────────────────────────────────
+
+
+def record_progress(connection: sqlite3.Connection, progress: Mapping[int, Progress]) -> None:
+    """Keep how far each job is, if it is running."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO liteq_progress SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM liteq_running WHERE id = ?1)",
+        [(seq, *step) for seq, step in progress.items()],
+    )
+
+
+def _has_progress(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM liteq_progress LIMIT 1").fetchone() is not None
+
+
+def _has_mark(connection: sqlite3.Connection, key: str, value: str) -> bool:
+    row = connection.execute("SELECT value FROM liteq_mark WHERE key = ?", (key,)).fetchone()
+    return row is not None and row[0] == value
+
+
+def swap_mark(connection: sqlite3.Connection, key: str, expected: str | None, new: str | None) -> bool:
+    """Compare and set one mark."""
+    row = connection.execute("SELECT value FROM liteq_mark WHERE key = ?", (key,)).fetchone()
+    if (None if row is None else row[0]) != expected:
+        return False
+    if new is None:
+        connection.execute("DELETE FROM liteq_mark WHERE key = ?", (key,))
+    else:
+        connection.execute("INSERT OR REPLACE INTO liteq_mark VALUES (?, ?)", (key, new))
+    return True
+
+
+def remove(connection: sqlite3.Connection, seqs: list[int]) -> int:
+    """Delete these jobs, as far as they are still finished; return how many.
+
+    The newest row of all is emptied instead of deleted, and goes when it is not the newest any more: SQLite gives out
+    "highest id + 1", and an id must never come back. (AUTOINCREMENT would promise the same for 4 µs an insert.)
+    """
+    text = str(seqs)
+    done = [row[0] for row in connection.execute(_STILL_DONE, (text,)).fetchall()]
+    text = str(done)
+    connection.execute("DELETE FROM liteq_done WHERE id IN (SELECT value FROM json_each(?))", (text,))
+    connection.execute("DELETE FROM liteq_attempt WHERE job IN (SELECT value FROM json_each(?))", (text,))
+    newest = connection.execute("SELECT max(id) FROM liteq_job").fetchone()[0]
+    blank = connection.execute("SELECT value FROM liteq_meta WHERE key = 'blank'").fetchone()
+    gone = [seq for seq in [*done, *(blank or ())] if seq != newest]
+    connection.execute("DELETE FROM liteq_job WHERE id IN (SELECT value FROM json_each(?))", (str(gone),))
+    if newest in done:
+        connection.execute(
+            "UPDATE liteq_job SET rnd = -1, cid = NULL, queue = '', task = '', due = NULL, expires = NULL, "
+            "options = NULL, summary = NULL, payload = NULL WHERE id = ?",
+            (newest,),
+        )
+        connection.execute("INSERT OR REPLACE INTO liteq_meta VALUES ('blank', ?)", (newest,))
+    return len(done)
+
+
+_STILL_DONE = "SELECT id FROM liteq_done WHERE id IN (SELECT value FROM json_each(?))"

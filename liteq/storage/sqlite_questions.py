@@ -1,0 +1,242 @@
+"""Questions to a SQLite file: one job, many jobs, how many.
+
+A question runs on a snapshot and never waits for a writer.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Progress
+from liteq.storage.sqlite_moves import DONE_CODES
+
+_GENERATED_ID = re.compile(r"(\d{1,19})-([0-9a-f]{10})", re.ASCII)
+
+_STATE_OF_CODE = {code: state for state, code in DONE_CODES.items()}
+
+#: What each state table says, under one set of names; NULL where a state has no such thing.
+_STATE_COLUMNS = {
+    JobState.READY: "NULL AS code, NULL AS owner, NULL AS started, NULL AS finished, NULL AS result, NULL AS reason",
+    JobState.SCHEDULED: "NULL AS code, NULL AS owner, NULL AS started, NULL AS finished, NULL AS result, NULL AS reason",
+    JobState.RUNNING: "NULL AS code, s.owner, s.started, NULL AS finished, NULL AS result, NULL AS reason",
+    JobState.BLOCKED: "NULL AS code, NULL AS owner, NULL AS started, NULL AS finished, NULL AS result, s.reason",
+    JobState.SUCCEEDED: "s.state AS code, NULL AS owner, s.started, s.finished, s.result, s.reason",
+}
+_TABLES = {
+    JobState.READY: "liteq_ready",
+    JobState.SCHEDULED: "liteq_scheduled",
+    JobState.RUNNING: "liteq_running",
+    JobState.BLOCKED: "liteq_blocked",
+    JobState.SUCCEEDED: "liteq_done",
+}
+_JOB_COLUMNS = (
+    "j.id, j.rnd, j.cid, j.task, j.queue, j.priority, j.payload, j.created, j.due, j.expires, j.options, j.summary, "
+    "s.claim, s.attempt, s.base, s.crashes"
+)
+
+
+def _select(state: JobState) -> str:
+    """The SELECT … FROM … that joins one state table to the jobs."""
+    progress = ", p.done, p.total, p.message" if state is JobState.RUNNING else ", NULL, NULL, NULL"
+    joined = " LEFT JOIN liteq_progress p ON p.id = s.id" if state is JobState.RUNNING else ""
+    return (
+        f"SELECT {_JOB_COLUMNS}, {_STATE_COLUMNS[state]}{progress} "
+        f"FROM {_TABLES[state]} s CROSS JOIN liteq_job j ON j.id = s.id{joined}"
+    )
+
+
+def _job(state: JobState, row: tuple[Any, ...], attempts: tuple[Attempt, ...] = ()) -> Job:
+    seq, rnd, cid, task, queue, priority, payload, created, due, expires, options, summary, *rest = row
+    claim, attempt, base, crashes, code, owner, started, finished, result, reason, done, total, message = rest
+    return Job(
+        seq,
+        cid or f"{seq}-{rnd:010x}",
+        task,
+        state if code is None else _STATE_OF_CODE[code],
+        queue,
+        priority,
+        payload,
+        created,
+        due,
+        expires,
+        options,
+        summary,
+        claim,
+        attempt,
+        base,
+        crashes,
+        owner,
+        started,
+        finished,
+        result,
+        reason,
+        None if done is None else Progress(done, total, message),
+        attempts,
+    )
+
+
+# ── one job ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def get(connection: sqlite3.Connection, job_id: str) -> Job | None:
+    """The job of this public id, with its history."""
+    seq = _seq(connection, job_id)
+    if seq is None:
+        return None
+    for state in _TABLES:
+        row = connection.execute(f"{_select(state)} WHERE {_by_seq(state)}", {"seq": seq}).fetchone()
+        if row is not None:
+            job = _job(state, row)
+            return job._replace(attempts=_history(connection, job))
+    return None
+
+
+def _by_seq(state: JobState) -> str:
+    if state is JobState.READY:  # its key begins with queue and priority
+        return "(s.queue, s.priority, s.id) = (SELECT queue, priority, id FROM liteq_job WHERE id = :seq)"
+    return "s.id = :seq"
+
+
+def _seq(connection: sqlite3.Connection, job_id: str) -> int | None:
+    match = _GENERATED_ID.fullmatch(job_id)
+    if match is not None and int(match[1]) < 1 << 63:
+        statement = "SELECT id FROM liteq_job WHERE id = ? AND rnd = ? AND cid IS NULL"
+        row = connection.execute(statement, (int(match[1]), int(match[2], 16))).fetchone()
+        if row is not None:
+            return int(row[0])
+    row = connection.execute("SELECT id FROM liteq_job WHERE cid = ?", (job_id,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _history(connection: sqlite3.Connection, job: Job) -> tuple[Attempt, ...]:
+    rows = connection.execute(
+        "SELECT number, ending, started, finished, error_type, message, traceback, details "
+        "FROM liteq_attempt WHERE job = ? ORDER BY id",
+        (job.seq,),
+    ).fetchall()
+    attempts = [Attempt(number, Ending(ending), *rest) for number, ending, *rest in rows]
+    if job.state is JobState.SUCCEEDED and job.finished is not None:
+        attempts.append(Attempt(job.attempt, Ending.SUCCEEDED, job.started, job.finished))
+    return tuple(attempts)
+
+
+# ── many jobs ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find(connection: sqlite3.Connection, query: JobFilter) -> list[Job]:
+    """The jobs that match, without history."""
+    jobs: list[Job] = []
+    for state in _tables_of(query):
+        conditions, values = _conditions(state, query)
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        order = " ORDER BY s.id DESC" if query.newest_first else " ORDER BY s.id"
+        limit = "" if query.limit is None else f" LIMIT {int(query.limit)}"
+        rows = connection.execute(_select(state) + where + order + limit, values).fetchall()
+        jobs += [_job(state, row) for row in rows]
+    jobs.sort(key=lambda job: job.seq, reverse=query.newest_first)
+    return jobs if query.limit is None else jobs[: query.limit]
+
+
+def _tables_of(query: JobFilter) -> Iterator[JobState]:
+    """The states that stand for the tables to look into."""
+    states = query.states or frozenset(JobState)
+    for state in _TABLES:
+        if state in states or (state is JobState.SUCCEEDED and states & FINISHED):
+            yield state
+
+
+def _conditions(state: JobState, query: JobFilter) -> tuple[list[str], dict[str, object]]:
+    conditions: list[str] = []
+    values: dict[str, object] = {}
+
+    def require(condition: str, name: str, value: object) -> None:
+        conditions.append(condition)
+        values[name] = value
+
+    if state is JobState.SUCCEEDED and query.states:
+        codes = sorted(DONE_CODES[one] for one in query.states & FINISHED)
+        if len(codes) < len(DONE_CODES):
+            # Spelled out, "state <> 0" lets SQLite see that the partial index serves.
+            unsuccessful = "" if DONE_CODES[JobState.SUCCEEDED] in codes else " AND s.state <> 0"
+            conditions.append(f"s.state IN ({', '.join(map(str, codes))}){unsuccessful}")
+    if query.queue is not None:
+        require(
+            "s.queue = :queue" if state in (JobState.READY, JobState.SCHEDULED) else "j.queue = :queue",
+            "queue",
+            query.queue,
+        )
+    if query.task is not None:
+        require("j.task = :task", "task", query.task)
+    if query.after is not None:
+        require(f"s.id {'<' if query.newest_first else '>'} :after", "after", query.after)
+    if query.owner is not None:
+        require("s.owner = :owner" if state is JobState.RUNNING else "0 = :owner", "owner", query.owner)
+    if query.reason is not None:
+        require("s.reason = :reason" if state is JobState.BLOCKED else "0 = :reason", "reason", query.reason)
+    if query.finished_before is not None:
+        done = state is JobState.SUCCEEDED
+        require("s.finished < :before" if done else "0 = :before", "before", query.finished_before)
+    if query.expired_at is not None:
+        waiting = state in (JobState.READY, JobState.SCHEDULED, JobState.BLOCKED)
+        require(_EXPIRED if waiting else "0 = :now", "now", query.expired_at)
+    return conditions, values
+
+
+# Through the partial index on expires: most jobs have none.
+_EXPIRED = "s.id IN (SELECT id FROM liteq_job WHERE expires IS NOT NULL AND expires <= :now)"
+
+
+def finished(connection: sqlite3.Connection, seqs: list[int]) -> set[int]:
+    """Which of these are neither waiting nor running."""
+    text = str(seqs)
+    done = connection.execute("SELECT id FROM liteq_done WHERE id IN (SELECT value FROM json_each(?))", (text,))
+    found = {row[0] for row in done.fetchall()}
+    if len(found) < len(seqs):
+        known = connection.execute(
+            "SELECT id FROM liteq_job WHERE id IN (SELECT value FROM json_each(?)) AND rnd >= 0", (text,)
+        )
+        found |= set(seqs) - {row[0] for row in known.fetchall()}
+    return found
+
+
+def removable(connection: sqlite3.Connection, query: JobFilter) -> list[int]:
+    """The ``seq`` of finished jobs that match, at most ``query.limit``."""
+    if query.states and not query.states & FINISHED:
+        return []
+    conditions, values = _conditions(JobState.SUCCEEDED, query)
+    statement = "SELECT s.id FROM liteq_done s"
+    if query.queue is not None or query.task is not None:
+        statement += " CROSS JOIN liteq_job j ON j.id = s.id"
+    if conditions:
+        statement += f" WHERE {' AND '.join(conditions)}"
+    if query.limit is not None:
+        statement += f" LIMIT {int(query.limit)}"
+    return [row[0] for row in connection.execute(statement, values).fetchall()]
+
+
+# ── how many ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def counts(connection: sqlite3.Connection) -> dict[JobState, int]:
+    """How many jobs stand in each state."""
+    numbers = dict.fromkeys(JobState, 0)
+    for state, table in _TABLES.items():
+        numbers[state] = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    rows = connection.execute("SELECT state, count(*) FROM liteq_done WHERE state <> 0 GROUP BY state").fetchall()
+    for code, number in rows:
+        numbers[_STATE_OF_CODE[code]] = number
+        numbers[JobState.SUCCEEDED] -= number
+    return numbers
+
+
+def queues(connection: sqlite3.Connection) -> dict[str, int]:
+    """How many jobs are ready in each queue."""
+    return dict(connection.execute("SELECT queue, count(*) FROM liteq_ready GROUP BY queue ORDER BY queue").fetchall())
+
+
+def reasons(connection: sqlite3.Connection) -> dict[str, int]:
+    """How many jobs are blocked for each reason."""
+    return dict(connection.execute("SELECT reason, count(*) FROM liteq_blocked GROUP BY reason").fetchall())

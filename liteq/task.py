@@ -1,0 +1,308 @@
+"""Task: the decorated function. Calling it stores a job; `Signature` is such a call that is not stored yet."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta, tzinfo
+from functools import update_wrapper
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, Unpack
+
+from liteq.definition import PER_CALL, CallKeywords, Definition, check_integer, check_name, override_text
+from liteq.engine import Engine
+from liteq.errors import SerializationError
+from liteq.instants import due_at, seconds, timestamp
+from liteq.job import Job, JobState, shorten
+from liteq.result import Result, ResultGroup, receive_into
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CallOptions(NamedTuple):
+    """What one call overrides of its task's options; checked and made storable once, however many jobs follow."""
+
+    eta: datetime | None = None
+    delay: float | timedelta | None = None
+    priority: int | None = None
+    queue: str | None = None
+    id: str | None = None
+    expires: float | timedelta | datetime | None = None
+    text: str | None = None
+
+
+class Task(Generic[P, R]):
+    """A function that runs as a job. Made by ``@app.task``; calling it enqueues and returns a Result.
+
+    Args:
+        engine: gives the app's engine of the moment (``app.immediate`` exchanges it).
+        definition: the task.
+        call: what calls of this object override.
+    """
+
+    def __init__(self, engine: Callable[[], Engine], definition: Definition, call: CallOptions | None = None) -> None:
+        self._engine = engine
+        self.definition = definition
+        self._call = call or CallOptions()
+        self._signature = _own_signature(definition)
+        self._names = tuple(self._signature.parameters)
+        self._least, self._most = _positional_range(self._signature)
+        update_wrapper(self, definition.function)
+
+    @property
+    def name(self) -> str:
+        """The stored name."""
+        return self.definition.name
+
+    # ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]:
+        """Enqueue a call of the task.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+            SerializationError: an argument cannot be stored; the message names it.
+            StorageError: nothing was stored.
+        """
+        engine = self._engine()
+        result: Result[R] = Result(engine)
+        engine.enqueue((self.job(engine, args, kwargs),), receive_into((result,)))
+        return result
+
+    enqueue = __call__
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]:
+        """`enqueue` for coroutines: the event loop goes on while the job is being stored."""
+        import asyncio
+
+        return await asyncio.to_thread(self.__call__, *args, **kwargs)
+
+    def map(self, calls: Iterable[Any]) -> ResultGroup[R]:
+        """Enqueue many calls in one transaction.
+
+        Args:
+            calls: a tuple is the arguments of one call, a dict its keyword arguments, anything else its one argument.
+        """
+        engine = self._engine()
+        jobs = [self.job(engine, *_as_call(one)) for one in calls]
+        if self._call.id is not None and len(jobs) > 1:
+            raise TypeError("map() over a task with id=... would store one job only; leave the id out")
+        results: list[Result[R]] = [Result(engine) for _ in jobs]
+        engine.enqueue(jobs, receive_into(results))
+        return ResultGroup(results)
+
+    async def amap(self, calls: Iterable[Any]) -> ResultGroup[R]:
+        """`map` for coroutines."""
+        import asyncio
+
+        return await asyncio.to_thread(self.map, calls)
+
+    def schedule(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        eta: datetime | None = None,
+        delay: float | timedelta | None = None,
+        priority: int | None = None,
+        retries: int | None = None,
+        retry_delay: Any = None,
+        expires: float | timedelta | datetime | None = None,
+        timeout: float | timedelta | None = None,
+        queue: str | None = None,
+        id: str | None = None,  # noqa: A002 - huey's spelling, and the word users look for
+    ) -> Result[R]:
+        """Enqueue a call with its own time and options (huey's form); `using` is the same in two steps.
+
+        Args:
+            args, kwargs: the call's arguments.
+            eta: when; a naive datetime is read in the app's ``timezone``.
+            delay: or in how many seconds (or timedelta).
+            expires: not started by then (seconds from now, timedelta or datetime): not at all.
+            id: the caller's own id: enqueuing one that exists stores nothing and returns its Result.
+            priority, retries, retry_delay, timeout, queue: instead of the task's own.
+        """
+        options = {
+            "eta": eta,
+            "delay": delay,
+            "priority": priority,
+            "retries": retries,
+            "retry_delay": retry_delay,
+            "expires": expires,
+            "timeout": timeout,
+            "queue": queue,
+            "id": id,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        return self.using(**given)(*tuple(args or ()), **dict(kwargs or {}))
+
+    def using(self, **options: Unpack[CallKeywords]) -> Task[P, R]:
+        """The same task with other defaults: ``add.using(delay=10, priority=5)(1, 2)``.
+
+        Args:
+            options: ``eta``, ``delay``, ``priority``, ``queue``, ``id``, ``expires``, ``retries``, ``retry_delay``,
+                ``retry_backoff``, ``retry_max_delay``, ``retry_jitter``, ``timeout``, ``on_crash``, ``max_crashes``.
+
+        Raises:
+            TypeError: an option does not exist or has the wrong type. ConfigurationError: it makes no sense.
+        """
+        return Task(self._engine, self.definition, _checked_call(self._call, dict(options)))
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """This call, not enqueued yet: for ``app.enqueue`` and later for workflows and schedules."""
+        self._bind(args, kwargs)
+        return Signature(self, args, kwargs)
+
+    def job(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
+        """The Job that stands for this call; not stored."""
+        self._bind(args, kwargs)
+        call, options = self._call, self.definition.options
+        serializer = engine.runtime.serializer
+        try:
+            payload = serializer.dumps_call(args, kwargs, self._names)
+        except SerializationError as error:
+            raise SerializationError(f"{self.name} was not enqueued: {error}") from error
+        now = engine.clock.now()
+        expires = options.expires if call.expires is None else call.expires
+        return Job(
+            0,
+            call.id or "",
+            self.definition.name,
+            JobState.READY,
+            call.queue or options.queue,
+            options.priority if call.priority is None else call.priority,
+            payload,
+            now,
+            due_at(now, engine.timezone, eta=call.eta, delay=call.delay),
+            None if expires is None else _expiry(expires, now, engine.timezone),
+            call.text,
+            None if serializer.readable else _summary(args, kwargs),
+        )
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not kwargs and self._least <= len(args) <= self._most:
+            return  # `Signature.bind` takes 5 µs; most calls are as plain as this
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}{self._signature}: {error}") from None
+
+    # ── run here ─────────────────────────────────────────────────────────────────────────────────────
+
+    def call_local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now, as if it were not a task. An ``async def`` one gives its coroutine."""
+        return self.definition.function(*args, **kwargs)  # type: ignore[no-any-return]
+
+    # ── every call of this task ──────────────────────────────────────────────────────────────────────
+
+    def revoke(self, until: datetime | None = None, once: bool = False) -> None:
+        """Revoke every call of this task, waiting or to come: each is skipped when its turn comes.
+
+        Args:
+            until: only calls whose turn comes before this instant.
+            once: only the next one.
+        """
+        engine = self._engine()
+        engine.revoke_task(self.name, None if until is None else timestamp(until, engine.timezone, "until"), once)
+
+    def restore(self) -> bool:
+        """Undo `revoke`; False if the task was not revoked."""
+        return self._engine().restore_task(self.name)
+
+    def is_revoked(self) -> bool:
+        """Whether calls of this task are skipped now."""
+        return self._engine().is_task_revoked(self.name)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+
+class Signature(Generic[R]):
+    """One call of a task that is not enqueued yet. Made by ``task.s(...)``; stored by ``app.enqueue(signature)``."""
+
+    __slots__ = ("args", "kwargs", "task")
+
+    def __init__(self, task: Task[Any, R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.task = task
+        self.args = args
+        self.kwargs = kwargs
+
+    def using(self, **options: Unpack[CallKeywords]) -> Signature[R]:
+        """The same call with other options; see `Task.using`."""
+        return Signature(self.task.using(**options), self.args, self.kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Signature {self.task.name}({_summary(self.args, self.kwargs)})>"
+
+
+def _own_signature(definition: Definition) -> inspect.Signature:
+    """The function's signature as a caller sees it: the context is passed by the worker."""
+    signature = inspect.signature(definition.function)
+    if not definition.options.context:
+        return signature
+    kept = [one for name, one in signature.parameters.items() if name != "task"]
+    return signature.replace(parameters=kept)
+
+
+def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
+    """How many arguments a call may have if all are positional; an empty range if it must name some."""
+    least, most = 0, 0.0
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            most = float("inf")
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            most += 1
+            least += parameter.default is parameter.empty
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            return 1, 0.0
+    return least, most
+
+
+def _as_call(one: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(one, tuple):
+        return one, {}
+    return ((), one) if isinstance(one, dict) else ((one,), {})
+
+
+def _checked_call(call: CallOptions, options: dict[str, Any]) -> CallOptions:
+    import json
+
+    unknown = sorted(set(options) - {*CallOptions._fields, *PER_CALL} | ({"text"} & set(options)))
+    if unknown:
+        raise TypeError(
+            f"unknown option {unknown[0]!r}; a call takes {', '.join((*CallOptions._fields[:-1], *PER_CALL))}"
+        )
+    direct = {name: value for name, value in options.items() if name in CallOptions._fields}
+    if direct.get("queue") is not None:
+        check_name(direct["queue"], "queue")
+    if direct.get("id") is not None:
+        check_name(direct["id"], "id")
+    if direct.get("priority") is not None:
+        check_integer(direct["priority"], "priority", least=-(1 << 63))
+    due_at(0.0, _utc(), eta=direct.get("eta"), delay=direct.get("delay"))
+    if direct.get("expires") is not None:
+        _expiry(direct["expires"], 0.0, _utc())
+    if direct.get("delay") is not None:
+        direct["eta"] = None
+    elif direct.get("eta") is not None:
+        direct["delay"] = None
+    earlier = {} if call.text is None else json.loads(call.text)
+    later = {name: value for name, value in options.items() if name in PER_CALL}
+    return call._replace(**direct, text=override_text(earlier | later))
+
+
+def _utc() -> tzinfo:
+    from datetime import UTC
+
+    return UTC
+
+
+def _expiry(expires: float | timedelta | datetime, now: float, zone: tzinfo) -> float:
+    if isinstance(expires, datetime):
+        return timestamp(expires, zone, "expires")
+    return now + seconds(expires, "expires")
+
+
+def _summary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    words = [shorten(repr(one), 60) for one in args]
+    words += [f"{name}={shorten(repr(value), 60)}" for name, value in kwargs.items()]
+    return shorten(", ".join(words)).encode("utf-8", "backslashreplace").decode()

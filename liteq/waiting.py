@@ -1,0 +1,147 @@
+"""Waiting for jobs to finish: one watcher per app, however many callers wait.
+
+A caller registers a job and is called back once it is neither waiting nor running. A thread, started with the first
+waiter and gone soon after the last, sleeps until the storage says that something was written, then asks one question
+for all of them.
+
+Protocol, so that nothing is missed: the watch is armed, then the question asked. When the watch wakes, a write may still
+be under way (the file changes before its commit is visible), so the watcher passes the storage's barrier before it asks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from selectors import EVENT_READ, DefaultSelector
+
+from liteq.errors import StorageError
+from liteq.storage.base import Storage
+from liteq.storage.watch import Waker, Watch
+
+#: Seconds between two questions where no wake-up came; only a missed one makes this matter.
+SAFETY_POLL = 1.0
+#: Seconds the thread stays after its last waiter left.
+LINGER = 5.0
+#: On a busy file nearly every wake-up is about other jobs. After this many in vain, the next question waits a little.
+PATIENCE = 8
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.005
+
+Callback = Callable[[], None]
+
+
+class Waiters:
+    """Callers that wait for jobs of one storage. Safe to share between threads; a forked child starts with none."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._waiting: dict[int, list[Callback]] = {}
+        self._thread: threading.Thread | None = None
+        self._waker: Waker | None = None
+
+    def add(self, seq: int, callback: Callback) -> None:
+        """Call back, on the watcher's thread, once job ``seq`` has finished or is gone."""
+        if self._pid != os.getpid():
+            self._reset()
+        with self._lock:
+            self._waiting.setdefault(seq, []).append(callback)
+            if self._thread is None:
+                self._waker = Waker()
+                self._thread = threading.Thread(
+                    target=self._watch, args=(self._waker,), name="liteq-waiters", daemon=True
+                )
+                self._thread.start()
+            elif self._waker is not None:
+                self._waker.wake()
+
+    def discard(self, seq: int, callback: Callback) -> None:
+        """Do not call back (any more)."""
+        with self._lock:
+            callbacks = self._waiting.get(seq)
+            if callbacks is not None and callback in callbacks:
+                callbacks.remove(callback)
+                if not callbacks:
+                    del self._waiting[seq]
+
+    def close(self) -> None:
+        """Stop the thread; whoever still waits is called back, and will find the job unfinished."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            thread, waker = self._thread, self._waker
+            self._thread = None
+            left, self._waiting = self._waiting, {}
+            if waker is not None and thread is not None:
+                waker.wake()
+        _call(left)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _watch(self, waker: Waker) -> None:
+        watch = self._storage.watch()
+        try:
+            in_vain = 0
+            while True:
+                waker.clear()
+                in_vain = 0 if self._tell() else in_vain + 1
+                if in_vain > PATIENCE:
+                    _wait_any(None, waker, min(SHORTEST_PAUSE * 2 ** (in_vain - PATIENCE), LONGEST_PAUSE))
+                if not self._sleep(watch, waker):
+                    break
+        finally:
+            watch.close()
+            waker.close()
+
+    def _sleep(self, watch: Watch, waker: Waker) -> bool:
+        """Wait until it makes sense to ask again; False, and no thread any more, if nobody has waited for a while."""
+        idle = not self._waiting
+        _wait_any(watch, waker, LINGER if idle else SAFETY_POLL)
+        watch.changed()
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return False
+            if idle and not self._waiting:
+                self._thread = None
+                return False
+        self._storage.barrier()
+        return True
+
+    def _tell(self) -> bool:
+        """Ask once for all; True if somebody was called back."""
+        with self._lock:
+            asked = list(self._waiting)
+        if not asked:
+            return False
+        try:
+            done = self._storage.finished(asked)
+        except StorageError:
+            # The callers will ask themselves, and raise it where it can be seen.
+            done = set(asked)
+        with self._lock:
+            told = {seq: self._waiting.pop(seq) for seq in done if seq in self._waiting}
+        _call(told)
+        return bool(told)
+
+
+def _call(told: dict[int, list[Callback]]) -> None:
+    for callbacks in told.values():
+        for callback in callbacks:
+            callback()
+
+
+def _wait_any(watch: Watch | None, waker: Waker, timeout: float) -> None:
+    """Sleep until the watch or the waker has something, at most ``timeout`` seconds."""
+    with DefaultSelector() as selector:
+        selector.register(waker, EVENT_READ)
+        if watch is not None:
+            descriptor = watch.fileno()
+            if descriptor is not None:
+                selector.register(descriptor, EVENT_READ)
+            if watch.poll_interval is not None:
+                timeout = min(timeout, watch.poll_interval)
+        selector.select(timeout)

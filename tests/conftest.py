@@ -1,0 +1,122 @@
+"""What every test of the house shares: a bounded wait for other processes, and a watch for what a test leaves behind.
+
+pytest-randomly shuffles the order and prints its seed in the header (``--randomly-seed=…`` repeats a run).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+import hypothesis
+import psutil
+import pytest
+
+T = TypeVar("T")
+
+# A shared machine makes any per-example deadline flaky. A failing example is printed ready to be pasted into a test.
+hypothesis.settings.register_profile("liteq", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("liteq")
+
+# How long threads and processes that were told to stop may take to be gone: they are on their way, not left behind.
+GRACE = 5.0
+
+
+def pytest_configure() -> None:
+    """Forgets the developer's own ``LITEQ_…`` variables: they change defaults, here and in every child.
+
+    Those with ``TEST`` in their name are for the tests themselves.
+    """
+    for name in [name for name in os.environ if name.startswith("LITEQ_") and "TEST" not in name]:
+        del os.environ[name]
+
+
+class Eventually(Protocol):
+    """The type of the ``eventually`` fixture."""
+
+    def __call__(
+        self, condition: Callable[[], T], timeout: float = 10.0, *, message: str = "", interval: float = 0.01
+    ) -> T: ...
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Eventually:
+    """Waits for something another process does, where there is no event to wait for.
+
+    Call it as ``eventually(condition, timeout=10.0, message="", interval=0.01)``: it asks ``condition()`` until the
+    answer is true and returns that answer; after ``timeout`` seconds it fails the test with ``message`` and the last
+    answer. An exception from ``condition`` is the test's own and is not caught.
+    """
+    return _eventually
+
+
+def _eventually(condition: Callable[[], T], timeout: float = 10.0, *, message: str = "", interval: float = 0.01) -> T:
+    deadline = time.monotonic() + timeout
+    while True:
+        late = time.monotonic() >= deadline  # read before asking, so that the last question is asked after the deadline
+        answer = condition()
+        if answer:
+            return answer
+        if late:
+            what = message or getattr(condition, "__qualname__", repr(condition))
+            pytest.fail(f"not within {timeout:g} s: {what} (last answer: {answer!r})")
+        time.sleep(interval)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fails a test that leaves a non-daemon thread or a child process running, and ends those processes."""
+    threads, children = set(threading.enumerate()), set(_children())
+    yield
+    deadline = time.monotonic() + GRACE
+    left = _left(threads, children)
+    while left and time.monotonic() < deadline:
+        time.sleep(0.01)
+        left = _left(threads, children)
+    descriptions = [_describe(leftover) for leftover in left]
+    for leftover in left:
+        if isinstance(leftover, psutil.Process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                leftover.kill()
+    if left:
+        pytest.fail("the test left running: " + "; ".join(descriptions), pytrace=False)
+
+
+def _left(threads: set[threading.Thread], children: set[psutil.Process]) -> list[threading.Thread | psutil.Process]:
+    """What runs now and did not run before the test."""
+    new_threads = [thread for thread in threading.enumerate() if not thread.daemon and thread not in threads]
+    new_children = [child for child in _children() if child not in children and _is_running(child)]
+    return [*new_threads, *new_children]
+
+
+def _children() -> list[psutil.Process]:
+    """Every process below this one (about 1 ms), but the two helpers that multiprocessing keeps until exit."""
+    kept = {_pid_of("multiprocessing.forkserver", "_forkserver", "_forkserver_pid")}
+    kept.add(_pid_of("multiprocessing.resource_tracker", "_resource_tracker", "_pid"))
+    return [child for child in psutil.Process().children(recursive=True) if child.pid not in kept]
+
+
+def _pid_of(module: str, helper: str, attribute: str) -> int | None:
+    return getattr(getattr(sys.modules.get(module), helper, None), attribute, None)
+
+
+def _is_running(process: psutil.Process) -> bool:
+    """False for one that has ended and only waits for its parent to ask for its exit code."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _describe(leftover: threading.Thread | psutil.Process) -> str:
+    if isinstance(leftover, threading.Thread):
+        return f"thread {leftover.name!r}"
+    try:
+        return f"process {leftover.pid} ({' '.join(leftover.cmdline())})"
+    except psutil.Error:
+        return f"process {leftover.pid}"

@@ -1,0 +1,146 @@
+"""What a type checker knows about liteq. Checked by mypy, never run.
+
+Each ``type: ignore`` stands on a mistake that must stay a mistake: mypy's strict mode reports an ignore that nothing
+needs, so this file fails both when a promised type changes and when a wrong call becomes legal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+from liteq import Attempt, Job, JobState, LiteQ, Progress, Result, ResultGroup, Signature, TaskContext
+
+app = LiteQ("app.db", timezone=UTC, durability="normal", result_ttl=timedelta(days=1), failed_ttl=None)
+
+
+@app.task
+def add(a: int, b: int = 2) -> int:
+    return a + b
+
+
+@app.task(retries=3, retry_delay=timedelta(seconds=10), retry_on=(OSError,), timeout=30, queue="mail")
+def greet(name: str, *, polite: bool = False) -> str:
+    return f"Dear {name}" if polite else name
+
+
+@app.task(retry_delay=[1, 10, 60.5], priority=5, expires=60)
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task
+def forget() -> None: ...
+
+
+def calls_are_checked() -> None:
+    assert_type(add(1, 2), Result[int])
+    assert_type(add(1), Result[int])
+    assert_type(add.enqueue(1, b=2), Result[int])
+    assert_type(greet("Ann", polite=True), Result[str])
+    assert_type(forget(), Result[None])
+    add("1", 2)  # type: ignore[arg-type]
+    add()  # type: ignore[call-arg]
+    add(1, 2, 3)  # type: ignore[call-arg]
+    add(1, c=2)  # type: ignore[call-arg]
+    add.enqueue("1")  # type: ignore[arg-type]
+    greet("Ann", True)  # type: ignore[call-arg]
+
+
+def an_async_task_has_the_awaited_type() -> None:
+    assert_type(fetch("http://example.org"), Result[bytes])
+    assert_type(fetch("http://example.org").get(), bytes)
+
+
+def results_have_the_type_of_the_function(result: Result[int]) -> None:
+    assert_type(add(1, 2).get(), int)
+    assert_type(result.get(timeout=5), int)
+    assert_type(result.id, str)
+    assert_type(result.is_ready(), bool)
+    assert_type(result.error, Attempt | None)
+    assert_type(result.state, JobState)
+    assert_type(result.progress, Progress | None)
+    assert_type(result.job(), Job)
+    result.get(timeout="5")  # type: ignore[arg-type]
+
+
+async def awaiting_gives_the_same_types(result: Result[int]) -> None:
+    assert_type(await result, int)
+    assert_type(await result.aget(timeout=1), int)
+    assert_type(await add.aenqueue(1, 2), Result[int])
+    assert_type(await (await fetch.aenqueue("http://example.org")), bytes)
+    await add.aenqueue("1")  # type: ignore[arg-type]
+
+
+def many_calls_give_a_group() -> None:
+    group = add.map([(1, 2), (3, 4)])
+    assert_type(group, ResultGroup[int])
+    assert_type(group.get(timeout=5), list[int])
+    assert_type(group[0], Result[int])
+    assert_type(iter(group), Iterator[Result[int]])
+    assert_type([result.get() for result in group.as_completed()], list[int])
+
+
+async def many_calls_can_be_awaited() -> None:
+    assert_type(await add.amap([1, 2]), ResultGroup[int])
+    assert_type(await add.map([1, 2]), list[int])
+
+
+def one_call_may_differ() -> None:
+    assert_type(add.using(delay=10, priority=5, queue="mail", id="order-7")(1, 2), Result[int])
+    assert_type(add.using(eta=datetime.now(UTC)).map([1]), ResultGroup[int])
+    assert_type(add.schedule((1, 2), delay=timedelta(minutes=1)), Result[int])
+    add.using(delay=10)("1")  # type: ignore[arg-type]
+    add.schedule((1, 2), eta="tomorrow")  # type: ignore[arg-type]
+
+
+def a_local_call_is_the_function() -> None:
+    assert_type(add.call_local(1, 2), int)
+    add.call_local("1")  # type: ignore[arg-type]
+
+
+def options_are_checked() -> None:
+    LiteQ(storage=7)  # type: ignore[arg-type]
+    LiteQ(durability="some")  # type: ignore[arg-type]
+    LiteQ(serialiser="json")  # type: ignore[call-arg]
+    app.task(name=3)  # type: ignore[call-overload]
+    app.task(add, add)  # type: ignore[call-overload]
+
+
+def a_call_can_be_kept_for_later() -> None:
+    assert_type(add.s(1, 2), Signature[int])
+    assert_type(app.enqueue(add.s(1, 2)), Result[int])
+    add.s("1")  # type: ignore[arg-type]
+
+
+async def a_kept_call_can_be_enqueued_from_a_coroutine() -> None:
+    assert_type(await app.aenqueue(fetch.s("http://example.org")), Result[bytes])
+
+
+@app.task(context=True)
+def report(path: str, task: TaskContext) -> int:
+    task.progress(1, 10, path)
+    assert_type(task.attempt, int)
+    assert_type(task.is_cancelled(), bool)
+    assert_type(task.time_remaining(), float | None)
+    return task.retries_left
+
+
+@app.task(context=True, retries=3)
+async def summarise(task: TaskContext, path: str) -> str:
+    return f"{task.id}: {path}"
+
+
+def the_context_is_not_an_argument_of_the_call() -> None:
+    assert_type(report("report.csv"), Result[int])
+    assert_type(summarise("report.csv"), Result[str])
+    summarise(7)  # type: ignore[arg-type]
+
+
+def questions_have_types(job: Job) -> None:
+    assert_type(app.job("id"), Job)
+    assert_type(app.result("id"), Result[Any])
+    assert_type(app.jobs(state="failed", limit=10), list[Job])
+    assert_type(app.counts(), dict[JobState, int])
+    assert_type(job.attempt, int)

@@ -1,0 +1,5 @@
+"""Lets the asserts in ``contract.py``, which is no test file by name, explain themselves like those in one."""
+
+import pytest
+
+pytest.register_assert_rewrite("contract")

@@ -1,0 +1,359 @@
+"""Random sequences of verbs, put to every storage at once: each must answer as `MemoryStorage` does.
+
+To hold another storage to it, add a line to ``CONTESTANTS``. Generated ids differ in their random part, so jobs are
+compared by number; everything else must be equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from liteq import lifecycle
+from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Outcome, Progress
+from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Transition
+from liteq.retry import RetryDelay
+from liteq.storage.base import ClaimRequest, Owner, Storage, Turn
+from liteq.storage.memory import MemoryStorage
+from liteq.storage.sqlite import SqliteStorage
+
+#: How to make each storage, empty, in a directory of its own. The first is the specification.
+CONTESTANTS: dict[str, Callable[[Path], Storage]] = {
+    "memory": lambda directory: MemoryStorage(),
+    "sqlite": lambda directory: SqliteStorage(directory / "queue.db", durability="normal"),
+}
+
+NOW = 1_700_000_000.0
+
+QUEUES = ["a", "b", "Ä"]
+TASKS = ["t", "u"]
+KEYS = [PAUSE_MARK + "a", PAUSE_MARK + "b", REVOKE_MARK + "t", "cancel:1", "other"]
+VALUES = [None, Revocation().dumps(), Revocation(once=True).dumps(), ""]
+POLICIES = [
+    Policy(),
+    Policy(retries=2, max_crashes=2),
+    Policy(retries=1, retry=RetryDelay(delay=5), on_crash="fail"),
+    Policy(retries=3, retry=RetryDelay(delays=(0, 3))),
+]
+
+# ── what is drawn ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+moments = st.sampled_from([None, -5.0, 0.0, 0.25, 4.0, 20.0])
+new_jobs = st.builds(
+    lambda job_id, task, queue, priority, due, expires, payload: (
+        Job(0, job_id, task, JobState.READY, queue, priority, payload),
+        due,
+        expires,
+    ),
+    st.sampled_from(["", "", "", "x", "y", "1-0000000000"]),
+    st.sampled_from(TASKS),
+    st.sampled_from(QUEUES),
+    st.integers(-1, 1),
+    moments,
+    moments,
+    st.sampled_from([b"", b"p", b"\0\xff"]),
+)
+requests = st.builds(
+    ClaimRequest,
+    st.integers(1, 3),
+    st.integers(0, 4),
+    st.one_of(st.none(), st.lists(st.sampled_from([*QUEUES, "none"]), max_size=3).map(tuple)),
+)
+filters = st.builds(
+    JobFilter,
+    states=st.frozensets(st.sampled_from(JobState), max_size=4),
+    queue=st.one_of(st.none(), st.sampled_from(QUEUES)),
+    task=st.one_of(st.none(), st.sampled_from(TASKS)),
+    owner=st.one_of(st.none(), st.none(), st.integers(1, 3)),
+    reason=st.one_of(st.none(), st.none(), st.sampled_from(["unknown task: t", "revoked"])),
+    after=st.one_of(st.none(), st.integers(-1, 12)),
+    finished_before=st.one_of(st.none(), st.none(), st.sampled_from([NOW, NOW + 5, NOW + 50])),
+    expired_at=st.one_of(st.none(), st.none(), st.sampled_from([NOW, NOW + 5, NOW + 50])),
+    newest_first=st.booleans(),
+    limit=st.one_of(st.none(), st.integers(0, 5)),
+)
+steps = st.builds(
+    Progress, st.sampled_from([0.0, 2.5]), st.sampled_from([None, 10.0]), st.sampled_from(["", "half 🐇"])
+)
+
+
+# ── what is compared ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def plain(answer: Any) -> Any:
+    """An answer in the form that storages must agree on."""
+    if isinstance(answer, Job):
+        generated = answer.id.partition("-")[0] == str(answer.seq) and len(answer.id.partition("-")[2]) == 10
+        return answer._replace(id="generated" if generated else answer.id)
+    if isinstance(answer, Turn):
+        return answer.applied, plain(answer.jobs), answer.next_due, dict(answer.marks)
+    if isinstance(answer, Owner):
+        return answer.number, dict(answer.info), answer.alive
+    if isinstance(answer, list):
+        return [plain(one) for one in answer]
+    return answer
+
+
+class Agreement(RuleBasedStateMachine):
+    """One set of storages through one sequence of verbs.
+
+    ``seen`` holds jobs as they once stood, so that what is made of them later is often out of date.
+    """
+
+    @initialize()
+    def open(self) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.storages = {}
+        for name, make in CONTESTANTS.items():
+            home = Path(self.directory.name) / name
+            home.mkdir()
+            self.storages[name] = make(home)
+        self.now = NOW
+        self.seen: list[Job] = []
+
+    def teardown(self) -> None:
+        if hasattr(self, "directory"):
+            self.compare_histories()
+            for storage in self.storages.values():
+                storage.close()
+            self.directory.cleanup()
+
+    def ask(self, question: Callable[[Storage], Any]) -> Any:
+        """Put a question to every storage, and answer with the answer they agree on."""
+        answers = {name: question(storage) for name, storage in self.storages.items()}
+        expected = plain(answers["memory"])
+        for name, answer in answers.items():
+            assert plain(answer) == expected, f"{name} disagrees with the specification"
+        return answers["memory"]
+
+    def turn(
+        self,
+        transitions: Sequence[Transition | None],
+        request: ClaimRequest | None = None,
+        progress: dict[int, Progress] | None = None,
+    ) -> None:
+        moves = [transition for transition in transitions if transition is not None]
+        turn = self.ask(lambda storage: storage.turn(moves, request, self.now, progress))
+        self.remember(turn.jobs)
+
+    def remember(self, jobs: Sequence[Job]) -> None:
+        self.seen = [*self.seen, *jobs][-30:]
+
+    def draw_job(self, data: st.DataObject) -> Job:
+        """A job as it stands, or as it once stood."""
+        if data.draw(st.booleans(), label="as it stands"):
+            jobs = self.storages["memory"].find(JobFilter())
+            if jobs:
+                return data.draw(st.sampled_from(jobs), label="job")
+        return data.draw(st.sampled_from(self.seen), label="remembered job")
+
+    # ── verbs ────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(batch=st.lists(new_jobs, min_size=1, max_size=5))
+    def add(self, batch: list[tuple[Job, float | None, float | None]]) -> None:
+        jobs = [
+            lifecycle.submit(job._replace(due=self.later(due), expires=self.later(expires)), self.now)
+            for job, due, expires in batch
+        ]
+        self.remember(self.ask(lambda storage: storage.add(jobs)))
+
+    def later(self, seconds: float | None) -> float | None:
+        return None if seconds is None else self.now + seconds
+
+    @rule(request=requests)
+    def claim(self, request: ClaimRequest) -> None:
+        self.turn([], request)
+
+    @precondition(lambda self: self.seen)
+    @rule(
+        data=st.data(),
+        endings=st.lists(st.sampled_from(Ending), min_size=1, max_size=6),
+        policy=st.sampled_from(POLICIES),
+        request=st.one_of(st.none(), requests),
+        cancelled=st.booleans(),
+    )
+    def settle(
+        self, data: st.DataObject, endings: list[Ending], policy: Policy, request: ClaimRequest | None, cancelled: bool
+    ) -> None:
+        transitions = []
+        for ending in endings:
+            job = self.draw_job(data)
+            outcome = Outcome(
+                job.seq,
+                job.claim,
+                ending,
+                self.now - 0.5,
+                self.now,
+                b"5" if ending is Ending.SUCCEEDED else None,
+                *(("", "", "") if ending is Ending.SUCCEEDED else ("E", "message", "trace\0back")),
+                delay=data.draw(st.sampled_from([None, 0.0, 3.0]), label="delay"),
+            )
+            transitions.append(lifecycle.decide(job, policy, outcome, self.now, cancelled=cancelled))
+        self.turn(transitions, request, {job.seq: Progress(1.0) for job in self.seen[-3:]})
+
+    @precondition(lambda self: self.storages["memory"].counts()[JobState.RUNNING])
+    @rule(data=st.data(), ending=st.sampled_from([Ending.SUCCEEDED, Ending.FAILED]), request=requests)
+    def settle_everything(self, data: st.DataObject, ending: Ending, request: ClaimRequest) -> None:
+        running = self.storages["memory"].find(JobFilter(states=frozenset({JobState.RUNNING})))
+        outcomes = [Outcome(job.seq, job.claim, ending, self.now, self.now, result=b"") for job in running]
+        policy = data.draw(st.sampled_from(POLICIES), label="policy")
+        decisions = [lifecycle.decide(job, policy, end, self.now) for job, end in zip(running, outcomes, strict=True)]
+        self.turn(decisions, request)
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), delay=st.sampled_from([-1.0, 0.0, 3.0, 30.0]))
+    def move_by_hand(self, data: st.DataObject, delay: float) -> None:
+        ways: dict[str, Callable[[Job], Transition | None]] = {
+            "revoke": lambda job: lifecycle.revoke(job, self.now),
+            "restore": lambda job: lifecycle.restore(job, self.now),
+            "requeue": lambda job: lifecycle.requeue(job, self.now),
+            "reschedule": lambda job: lifecycle.reschedule(job, self.now + delay, self.now),
+            "expire": lambda job: lifecycle.expire(job, self.now),
+            "unblock": lambda job: lifecycle.unblock(job, self.now) if job.state is JobState.BLOCKED else None,
+            "release": lifecycle.release,
+        }
+        chosen = data.draw(st.lists(st.sampled_from(sorted(ways)), min_size=1, max_size=4), label="ways")
+        self.turn([ways[way](self.draw_job(data)) for way in chosen])
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data())
+    def admit(self, data: st.DataObject) -> None:
+        """Start what was claimed, as far as revocations and expiry let it."""
+        jobs = [self.draw_job(data) for _ in range(3)]
+        marks = self.storages["memory"].marks(REVOKE_MARK)
+        marks = {key: value for key, value in marks.items() if value}
+        self.turn([lifecycle.admit(job, self.now, marks) for job in jobs if job.state is JobState.RUNNING])
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), source=st.sampled_from(JobState), difference=st.integers(-1, 1))
+    def stray(self, data: st.DataObject, source: JobState, difference: int) -> None:
+        """A transition out of nowhere: mostly wrong in state or claim, sometimes right."""
+        job = self.draw_job(data)
+        target = data.draw(
+            st.sampled_from([state for state in JobState if state is not JobState.RUNNING]), label="target"
+        )
+        record = data.draw(st.sampled_from([None, Attempt(7, Ending.CRASHED, None, self.now)]), label="record")
+        key, value = data.draw(st.tuples(st.sampled_from(KEYS), st.sampled_from(VALUES)), label="mark")
+        move = Transition(
+            job.seq,
+            source,
+            job.claim + difference,
+            target,
+            due=self.now + 4 if target is JobState.SCHEDULED else None,
+            attempt=3,
+            base=1,
+            crashes=1,
+            finished=self.now if target in FINISHED else None,
+            reason="stray" if target in {JobState.BLOCKED, JobState.REVOKED, JobState.EXPIRED} else None,
+            record=record,
+            consume=None if value is None else (key, value),
+            forget_expiry=data.draw(st.booleans(), label="forget expiry"),
+        )
+        self.turn([move, move])
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), step=steps)
+    def tell_progress(self, data: st.DataObject, step: Progress) -> None:
+        self.turn([], None, {self.draw_job(data).seq: step, 10_000: step})
+
+    @rule(query=filters)
+    def remove(self, query: JobFilter) -> None:
+        # Which ones a limit leaves is every storage's own affair.
+        query = JobFilter(query.states, query.queue, query.task, None, None, query.after, query.finished_before)
+        self.ask(lambda storage: storage.remove(query))
+
+    @rule(key=st.sampled_from(KEYS), expected=st.sampled_from(VALUES), new=st.sampled_from(VALUES))
+    def swap(self, key: str, expected: str | None, new: str | None) -> None:
+        if not self.ask(lambda storage: storage.swap(key, expected, new)):
+            current = self.storages["memory"].marks().get(key)
+            assert self.ask(lambda storage: storage.swap(key, current, new))
+
+    @precondition(lambda self: len(self.storages["memory"].owners()) < 3)
+    @rule(info=st.dictionaries(st.text(max_size=3), st.sampled_from([1, "ü", None, [True]]), max_size=2))
+    def register(self, info: dict[str, object]) -> None:
+        self.ask(lambda storage: storage.register(info))
+
+    @rule(owner=st.integers(1, 4))
+    def unregister(self, owner: int) -> None:
+        self.ask(lambda storage: storage.unregister(owner))
+
+    @rule(owner=st.integers(1, 4))
+    def forget(self, owner: int) -> None:
+        self.ask(lambda storage: storage.forget(owner))
+
+    @rule()
+    def recover_from_the_dead(self) -> None:
+        for dead in self.ask(lambda storage: storage.dead_owners()):
+            left = self.ask(lambda storage, dead=dead: storage.find(JobFilter(owner=dead)))
+            crashes = [(job, lifecycle.crashed(job, self.now, "gone")) for job in left]
+            self.turn([lifecycle.decide(job, Policy(), crash, self.now) for job, crash in crashes])
+            assert self.ask(lambda storage, dead=dead: storage.forget(dead))
+
+    @rule()
+    def close(self) -> None:
+        self.ask(lambda storage: storage.close())
+
+    @rule()
+    def keep_up(self) -> None:
+        for storage in self.storages.values():
+            storage.upkeep()
+
+    @rule(seconds=st.sampled_from([0.25, 4.0, 20.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(query=filters)
+    def find(self, query: JobFilter) -> None:
+        self.remember(self.ask(lambda storage: storage.find(query)))
+
+    @rule()
+    def compare_histories(self) -> None:
+        for job in self.ask(lambda storage: storage.find(JobFilter())):
+            self.ask(lambda storage, seq=job.seq: storage.get(id_of(storage, seq)))
+
+    @invariant()
+    def everything_is_the_same(self) -> None:
+        if not hasattr(self, "storages"):
+            return
+        numbers = range(-1, 40)
+        self.ask(lambda storage: storage.find(JobFilter()))
+        self.ask(lambda storage: storage.counts())
+        self.ask(lambda storage: storage.queues())
+        self.ask(lambda storage: storage.reasons())
+        self.ask(lambda storage: storage.marks())
+        self.ask(lambda storage: storage.next_due())
+        self.ask(lambda storage: storage.owners())
+        self.ask(lambda storage: storage.finished(numbers))
+
+
+def id_of(storage: Storage, seq: int) -> str:
+    [job] = storage.find(JobFilter(after=seq - 1, limit=1))
+    assert job.seq == seq
+    return job.id
+
+
+def test_all_storages_answer_as_the_specification_does() -> None:
+    run_state_machine_as_test(
+        Agreement,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
