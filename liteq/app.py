@@ -8,21 +8,22 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta, tzinfo
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from liteq import lifecycle
 from liteq.clock import Clock, SystemClock
 from liteq.context import TaskContext
-from liteq.definition import Definition, TaskOptions, check_name, check_options
+from liteq.definition import Definition, TaskOptions, check_integer, check_name, check_options
 from liteq.engine import Engine, require_states
 from liteq.errors import ConfigurationError, DuplicateTask, UnknownTask
 from liteq.instants import positive_seconds, seconds, timestamp, zone
-from liteq.job import FINISHED, Job, JobFilter, JobState
+from liteq.job import FINISHED, WAITING, Job, JobFilter, JobState
 from liteq.lifecycle import PAUSE_MARK
 from liteq.result import Result
 from liteq.serializers import Serializer, serializer_for
-from liteq.signals import Receiver
+from liteq.signals import Receiver, check_names
 from liteq.storage.base import Owner, Storage
 from liteq.task import Signature, Task
 
@@ -96,7 +97,7 @@ class LiteQ:
         self.name = check_name(name, "name")
         self.result_ttl = None if result_ttl is None else positive_seconds(result_ttl, "result_ttl")
         self.failed_ttl = None if failed_ttl is None else positive_seconds(failed_ttl, "failed_ttl")
-        self._clock = clock or SystemClock()
+        self._clock = _checked_clock(clock)
         self._serializer = serializer_for(serializer)
         self._timezone = zone(timezone)
         caller = _namespace_of_caller(self)
@@ -193,10 +194,14 @@ class LiteQ:
     ) -> Task[Any, Any]:
         if not callable(function):
             raise TypeError(f"@app.task takes a function, not {type(function).__name__} {function!r}")
+        if isinstance(function, Task):
+            raise TypeError(f"{function.name} is a task already, and belongs to its app; decorate its function instead")
+        if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+            raise TypeError(f"aliases takes a tuple of names, not {type(aliases).__name__} {aliases!r}")
         checked = check_options(options)
         stored = check_name(_default_name(function) if name is None else name, "name")
-        is_async = inspect.iscoroutinefunction(function)
-        definition = Definition(stored, function, checked, is_async, options)
+        definition = Definition(stored, function, checked, _is_async(function), options)
+        task: Task[Any, Any] = Task(lambda: self.engine, definition)
         names = [stored, *(check_name(alias, "aliases") for alias in aliases)]
         for one in names:
             known = self._stored.tasks.get(one)
@@ -207,7 +212,7 @@ class LiteQ:
                 )
         for one in names:
             self._stored.tasks[one] = definition
-        return Task(lambda: self.engine, definition)
+        return task
 
     @property
     def tasks(self) -> dict[str, Task[Any, Any]]:
@@ -277,7 +282,7 @@ class LiteQ:
             None if task is None else _task_name(task),
             after=cursor,
             newest_first=newest_first,
-            limit=limit,
+            limit=None if limit is None else check_integer(limit, "limit"),
         )
         return self.storage.find(query)
 
@@ -308,6 +313,8 @@ class LiteQ:
         if isinstance(result_or_id_or_task, Task):
             return result_or_id_or_task.is_revoked()
         job = self.job(_id(result_or_id_or_task))
+        if job.state in WAITING and self.engine.is_task_revoked(job.task):
+            return True
         return job.state is JobState.REVOKED or self.engine.is_told(job)
 
     def revoke_all(self, task: Task[Any, Any] | str, until: datetime | None = None, once: bool = False) -> None:
@@ -373,6 +380,8 @@ class LiteQ:
 
     def signal(self, *names: str) -> Callable[[Receiver], Receiver]:
         """``@app.signal(S.ERROR, ...)``: call ``receiver(signal, job, error)`` when it happens; no names: at everything."""
+
+        check_names(names)  # now: `@app.signal` without parentheses would never get as far as `decorate`
 
         def decorate(receiver: Receiver) -> Receiver:
             self._stored.signals.connect(receiver, *names)
@@ -462,7 +471,17 @@ class LiteQ:
         return f"<LiteQ {self.name!r} on {self.storage.location}>"
 
 
+def _checked_clock(clock: Clock | None) -> Clock:
+    if clock is None:
+        return SystemClock()
+    if not all(callable(getattr(clock, method, None)) for method in ("now", "monotonic", "sleep")):
+        raise TypeError(f"clock takes an object with now(), monotonic() and sleep(), not {type(clock).__name__} {clock!r}")
+    return clock
+
+
 def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"], base: Path) -> Storage:
+    if durability not in ("full", "normal"):
+        raise ConfigurationError(f"durability takes 'full' or 'normal', not {durability!r}")
     if isinstance(spec, Storage):
         return spec
     if not isinstance(spec, (str, Path)):
@@ -473,6 +492,8 @@ def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"], 
         return MemoryStorage()
     if not str(spec):
         raise ConfigurationError("storage takes the path of a file, not an empty string")
+    if "\0" in str(spec):
+        raise ConfigurationError(f"storage takes the path of a file, which cannot hold a NUL: {spec!r}")
     from liteq.storage.sqlite import SqliteStorage
 
     return SqliteStorage(base / Path(spec).expanduser(), durability=durability)
@@ -503,8 +524,14 @@ def _default_name(function: Callable[..., Any]) -> str:
     module = getattr(function, "__module__", "") or ""
     if module in ("__main__", "__mp_main__"):
         module = _main_name()
+    if isinstance(function, partial):
+        raise ConfigurationError("a functools.partial has no name of its own: give it one with name=...")
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{module}.{name}" if module else name
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _main_name() -> str:
@@ -512,15 +539,20 @@ def _main_name() -> str:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
-        return str(spec.name).removesuffix(".__main__")
+        return str(spec.name)
     file = getattr(main, "__file__", None)
     return Path(file).stem if file else "__main__"
 
 
 def _same_function(known: Callable[..., Any], new: Callable[..., Any]) -> bool:
     """Whether ``new`` is ``known`` again: the module was imported twice, or typed anew in an interactive session."""
-    if known is new:
+    if known == new:
         return True
+    codes = [getattr(inspect.unwrap(function), "__code__", None) for function in (known, new)]
+    if codes[0] is codes[1] or "<lambda>" in (getattr(known, "__name__", ""), getattr(new, "__name__", "")):
+        # One `def` that was run twice (a factory, a decorator without functools.wraps) gives two functions; a module
+        # that is imported anew has new code. Lambdas on one line are told apart by what they do.
+        return codes[0] is not codes[1] and codes[0] == codes[1]
     places = [_code_place(function) for function in (known, new)]
     file = places[0][0]
     return None not in places[0] and (places[0] == places[1] or (file == places[1][0] and str(file).startswith("<")))

@@ -112,6 +112,15 @@ class Definition:
         return self.options if job.options is None else _overridden(self, job.options)
 
 
+def policy_without_task(job: Job) -> Policy:
+    """What holds for a job whose task is not known here: what it carries itself, the defaults otherwise.
+
+    Whether a crashed job may run again is too important to depend on who finds it: a task's ``on_crash`` and
+    ``max_crashes`` travel with its jobs where they are not the defaults.
+    """
+    return Policy() if job.options is None else check_options(json.loads(job.options)).policy
+
+
 @lru_cache(maxsize=1024)
 def _overridden(definition: Definition, text: str) -> Options:
     given = json.loads(text)

@@ -7,6 +7,7 @@ commit.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,11 +19,11 @@ from typing import NamedTuple
 from liteq import lifecycle
 from liteq import signals as S
 from liteq.clock import Clock
-from liteq.definition import Definition, Options
+from liteq.definition import Definition, Options, policy_without_task
 from liteq.errors import ConfigurationError, JobNotFound, TaskFailed
-from liteq.execution import NoDeadline, Runtime, execute
+from liteq.execution import NoDeadline, Runtime, close_loop, execute
 from liteq.job import FINISHED, WAITING, Ending, Job, JobFilter, JobState, Outcome, Progress
-from liteq.lifecycle import CANCEL_MARK, REVOKE_MARK, UNKNOWN_TASK, Revocation, Transition
+from liteq.lifecycle import CANCEL_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Transition
 from liteq.serializers import Serializer
 from liteq.storage.base import ClaimRequest, Storage
 from liteq.waiting import Waiters
@@ -54,11 +55,20 @@ class Ended(NamedTuple):
     outcome: Outcome
 
 
+class Refused(NamedTuple):
+    """A claimed job that may not start, and the transition that ends it."""
+
+    job: Job
+    transition: Transition
+
+
 class Round(NamedTuple):
-    """What one round of settling and claiming brought: jobs to run, when the next one is due, and which jobs were
-    revoked while they run, by ``seq``: True where they are to be stopped, False where they are only to be told."""
+    """What one round of settling and claiming brought: jobs to run, jobs that may not start (to be ended with the next
+    round), when the next one is due, and which jobs were revoked while they run, by ``seq``: True where they are to be
+    stopped, False where they are only to be told."""
 
     jobs: list[Job]
+    refused: list[Refused]
     next_due: float | None
     cancelled: Mapping[int, bool]
 
@@ -113,41 +123,45 @@ class Engine:
             StorageError: none was stored.
         """
         batch = self._batch.get()
-        if batch is not None:
-            batch.append((jobs, receive))
+        if batch is not None and batch.collect([(jobs, receive)]):
             return
         receive(self._store(jobs))
         if self.immediate:
             self.run_ready()
 
     def _store(self, jobs: Sequence[Job]) -> list[Job]:
-        now = self.clock.now()
-        submitted = [lifecycle.submit(job, now) for job in jobs]
+        submitted = [lifecycle.submit(job, job.created) for job in jobs]
         stored = self.storage.add(submitted)
         if self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED):
+            announced: set[int] = set()  # the same id twice in one batch is one job
             for new, job in zip(submitted, stored, strict=True):
-                if job.created == new.created and job.state in WAITING:
+                if job.created == new.created and job.state in WAITING and job.seq not in announced:
+                    announced.add(job.seq)
                     self.announce(S.SCHEDULED if job.state is JobState.SCHEDULED else S.ENQUEUED, job, None)
         return stored
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """Everything enqueued inside is stored in one transaction at the end, or not at all if the block raises."""
+        """Everything enqueued inside is stored in one transaction at the end, or not at all if the block raises.
+
+        A block inside another one hands what it has to that one.
+        """
         outer = self._batch.get()
-        collected: Batch = [] if outer is None else outer
-        token = self._batch.set(collected)
+        batch = Batch(outer)
+        token = self._batch.set(batch)
         try:
             yield
         finally:
             self._batch.reset(token)
-        if outer is None:
-            self._store_batch(collected)
+            calls = batch.end()
+        if calls and (outer is None or not outer.collect(calls)):
+            self._store_calls(calls)
 
-    def _store_batch(self, batch: Batch) -> None:
-        stored = iter(self._store([job for jobs, _ in batch for job in jobs]))
-        for jobs, receive in batch:
+    def _store_calls(self, calls: Sequence[Call]) -> None:
+        stored = iter(self._store([job for jobs, _ in calls for job in jobs]))
+        for jobs, receive in calls:
             receive([next(stored) for _ in jobs])
-        if self.immediate and batch:
+        if self.immediate:
             self.run_ready()
 
     # ── claim and settle ─────────────────────────────────────────────────────────────────────────────
@@ -158,6 +172,7 @@ class Engine:
         request: ClaimRequest | None,
         *,
         released: Sequence[Job] = (),
+        refused: Sequence[Refused] = (),
         progress: Mapping[int, Progress] | None = None,
         cancelled: Container[int] = (),
     ) -> Round:
@@ -167,6 +182,7 @@ class Engine:
             ended: claimed jobs with their outcomes.
             request: what to claim; ``None``: nothing.
             released: claimed jobs that are given back unstarted.
+            refused: what the last round refused.
             progress: of running jobs.
             cancelled: the ``seq`` of jobs that were revoked while they ran.
 
@@ -175,50 +191,42 @@ class Engine:
         """
         now = self.clock.now()
         transitions = [self._decided(one, now, one.job.seq in cancelled) for one in ended]
+        decided = len(transitions)
+        transitions += [transition for _, transition in refused]
         transitions += [lifecycle.release(job) for job in released]
         turn = self.storage.turn(transitions, request, now, progress)
+        # It is committed: from here on nothing may fail, or the claimed jobs would be lost on the way.
         for one, transition, applied in zip(ended, transitions, turn.applied, strict=False):
             self._announce_ended(one, transition, applied)
-        marks = turn.marks
-        settled = {job.seq for job, _ in ended if job.seq in cancelled}
-        for seq in settled:
-            self._drop_mark(f"{CANCEL_MARK}{seq}", marks)
-        jobs = (
-            self._admitted(turn.jobs, dict(marks), now) if marks or any(job.expires for job in turn.jobs) else turn.jobs
-        )
-        return Round(jobs, turn.next_due, {seq: stop for seq, stop in _cancelled(marks).items() if seq not in settled})
+        again = self._announce_refused(refused, turn.applied[decided:])
+        jobs, held_back = self._admitted(turn.jobs, turn.marks, now)
+        return Round(again + jobs, held_back, turn.next_due, _cancelled(turn.marks))
 
     def _decided(self, ended: Ended, now: float, cancelled: bool) -> Transition:
-        options = self.options(ended.job)
-        policy = lifecycle.Policy() if options is None else options.policy
+        policy = self._policy(ended.job)
         draw = random() if policy.retry.jitter else 0.0
         return lifecycle.decide(ended.job, policy, ended.outcome, now, draw=draw, cancelled=cancelled)
 
-    def _admitted(self, jobs: Sequence[Job], marks: dict[str, str], now: float) -> list[Job]:
-        """The claimed jobs that may start; the others are ended here."""
-        admitted, refused = [], []
+    def _policy(self, job: Job) -> Policy:
+        options = self.options(job)
+        return options.policy if options is not None else policy_without_task(job)
+
+    def _admitted(self, jobs: list[Job], marks: Mapping[str, str], now: float) -> tuple[list[Job], list[Refused]]:
+        """Part the claimed jobs into those that may start and those that may not."""
+        if not marks and not any(job.expires for job in jobs):
+            return jobs, []
+        left = dict(marks)
+        admitted: list[Job] = []
+        refused: list[Refused] = []
         for job in jobs:
-            transition = lifecycle.admit(job, now, marks)
+            transition = lifecycle.admit(self._by_present_name(job), now, left)
             if transition is None:
                 admitted.append(job)
                 continue
-            refused.append((job, transition))
+            refused.append(Refused(job, transition))
             if transition.consume is not None:
-                del marks[transition.consume[0]]  # "once": it is used up by this one
-        if not refused:
-            return admitted
-        answers = self.storage.apply([transition for _, transition in refused], now)
-        for (job, transition), applied in zip(refused, answers, strict=True):
-            if applied:
-                self._announce_unstarted(job, transition)
-            else:  # somebody else used up the revocation first
-                admitted.append(job)
-        return sorted(admitted, key=lambda job: (-job.priority, job.seq))
-
-    def _drop_mark(self, key: str, marks: Mapping[str, str]) -> None:
-        value = marks.get(key) or self.storage.marks(key).get(key)
-        if value is not None:
-            self.storage.swap(key, value, None)
+                del left[transition.consume[0]]  # "once": it is used up by this one
+        return admitted, refused
 
     # ── announcing ───────────────────────────────────────────────────────────────────────────────────
 
@@ -257,7 +265,24 @@ class Engine:
         if outcome.ending == Ending.CRASHED:
             self.announce(S.CRASHED, job, error)
         name = _SIGNAL_OF_ENDING.get(outcome.ending) or _SIGNAL_OF_TARGET.get(transition.target) or S.RETRYING
+        if transition.target is JobState.REVOKED and outcome.ending != Ending.CANCELLED:
+            name = S.REVOKED  # while it ran; that it was interrupted or snoozed is then beside the point
         self.announce(name, job, error)
+
+    def _by_present_name(self, job: Job) -> Job:
+        """The job under its task's name of today: what is revoked is revoked under that."""
+        definition = self.tasks.get(job.task)
+        return job if definition is None or definition.name == job.task else job._replace(task=definition.name)
+
+    def _announce_refused(self, refused: Sequence[Refused], applied: Sequence[bool]) -> list[Job]:
+        """Announce the ends of refused jobs; returns those that may start after all."""
+        again: list[Job] = []
+        for (job, transition), done in zip(refused, applied, strict=False):
+            if done:
+                self._announce_unstarted(job, transition)
+            elif transition.consume is not None:  # another job used up the revocation first
+                again.append(job)
+        return again
 
     def _announce_unstarted(self, job: Job, transition: Transition) -> None:
         from liteq import logs
@@ -279,12 +304,12 @@ class Engine:
 
     def _recover_owner(self, owner: int) -> int:
         query = JobFilter(states=frozenset({JobState.RUNNING}), owner=owner, limit=AT_ONCE)
+        begun = self.storage.begun(owner)
         recovered = 0
         while jobs := self.storage.find(query):
             now = self.clock.now()
-            marks = self.storage.marks(CANCEL_MARK)
-            ended = [Ended(job, lifecycle.crashed(job, now, "its consumer died while it ran")) for job in jobs]
-            cancelled = _cancelled(marks)
+            cancelled = _cancelled(self.storage.marks(CANCEL_MARK))
+            ended = [Ended(job, _death(job, begun, now)) for job in jobs]
             transitions = [self._decided(one, now, one.job.seq in cancelled) for one in ended]
             applied = self.storage.apply(transitions, now)
             for one, transition, answer in zip(ended, transitions, applied, strict=True):
@@ -446,6 +471,7 @@ class Engine:
         """Run everything that is ready, here and now, one after another."""
         while self._run_one():
             continue
+        close_loop()
 
     def run_until(self, job: Job, deadline: float | None) -> None:
         """Be the consumer for a job that is due later: sleep until then and run it, if ``deadline`` allows.
@@ -461,16 +487,58 @@ class Engine:
         standing = self.storage.get(job.id)
         return standing.due if standing is not None and standing.state is JobState.SCHEDULED else None
 
+    def _execute_here(self, job: Job) -> Outcome:
+        try:
+            return execute(job, self.runtime, _DirectChannel(self), NoDeadline())
+        except KeyboardInterrupt:  # the caller's, who happens to be in a task
+            now = self.clock.now()
+            self.round([Ended(job, Outcome(job.seq, job.claim, Ending.INTERRUPTED, now, now))], None)
+            raise
+
     def _run_one(self) -> bool:
-        claimed = self.round([], ClaimRequest(owner=0, wanted=1)).jobs
-        for job in claimed:
+        claimed = self.round([], ClaimRequest(owner=0, wanted=1))
+        for job in claimed.jobs:
             self.announce_started([job])
-            outcome = execute(job, self.runtime, _DirectChannel(self), NoDeadline())
-            self.round([Ended(job, outcome)], None)
-        return bool(claimed)
+            outcome = self._execute_here(job)
+            told = [job.seq] if self.is_told(job) else []
+            self.round([Ended(job, outcome)], None, cancelled=told)
+        if claimed.refused:
+            self.round([], None, refused=claimed.refused)
+        return bool(claimed.jobs or claimed.refused)
 
 
-Batch = list[tuple[Sequence[Job], Callable[[Sequence[Job]], None]]]
+#: New jobs, and who is to be handed the stored ones.
+Call = tuple[Sequence[Job], Callable[[Sequence[Job]], None]]
+
+
+class Batch:
+    """What was enqueued inside one `Engine.batch` block. Safe to share between threads.
+
+    Coroutines and threads that were started inside the block keep seeing it after its end; what they enqueue then is
+    not collected any more, for nobody would store it.
+
+    Args:
+        outer: the batch around it.
+    """
+
+    def __init__(self, outer: Batch | None) -> None:
+        self._outer = outer
+        self._lock = threading.Lock()
+        self._calls: list[Call] | None = []
+
+    def collect(self, calls: Sequence[Call]) -> bool:
+        """Keep these until the end of the block, or of the one around it; False if both have ended."""
+        with self._lock:
+            if self._calls is not None:
+                self._calls += calls
+                return True
+        return self._outer is not None and self._outer.collect(calls)
+
+    def end(self) -> list[Call]:
+        """Collect no more; returns what there is."""
+        with self._lock:
+            calls, self._calls = self._calls, None
+        return calls or []
 
 
 class _DirectChannel:
@@ -503,6 +571,14 @@ def after(job: Job, transition: Transition) -> Job:
     )
 
 
+def _death(job: Job, begun: frozenset[int] | None, now: float) -> Outcome:
+    """What became of a dead consumer's job: crashed if it was begun, else put back as if nothing had been."""
+    outcome = lifecycle.crashed(job, now, "its consumer died while it ran")
+    if begun is None or job.seq in begun:
+        return outcome
+    return Outcome(job.seq, job.claim, Ending.INTERRUPTED, outcome.started, now)
+
+
 def _cancelled(marks: Mapping[str, str]) -> dict[int, bool]:
     """Which jobs were revoked while they run, and whether they are to be stopped."""
     return {
@@ -520,7 +596,10 @@ def require_states(names: object) -> frozenset[JobState]:
         return frozenset()
     given = [names] if isinstance(names, str) else names
     try:
-        return frozenset(JobState(one) for one in given)  # type: ignore[attr-defined]
+        states = frozenset(JobState(one) for one in given)  # type: ignore[attr-defined]
+        if not states:  # would mean "all" further down, which nobody means who passes an empty list
+            raise ValueError
+        return states
     except (ValueError, TypeError):
         raise ConfigurationError(f"state takes one or several of {', '.join(JobState)}, not {names!r}") from None
 

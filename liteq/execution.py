@@ -36,6 +36,11 @@ class Deadline(Protocol):
     """How a kind of worker stops a body that runs too long, or is not wanted any more."""
 
     @property
+    def passes_on(self) -> tuple[type[BaseException], ...]:
+        """What is not the task's to raise, but its caller's to hear."""
+        ...
+
+    @property
     def interrupted(self) -> bool:
         """Whether the body was told to stop because its consumer stops or the job was revoked."""
         ...
@@ -57,6 +62,7 @@ class NoDeadline:
     """For callers that cannot be interrupted: immediate mode."""
 
     interrupted = False
+    passes_on = (KeyboardInterrupt,)
 
     def start(self, timeout: float | None, *, raises: bool) -> None:
         return None
@@ -114,6 +120,8 @@ def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) ->
         value = _run(job, definition, options, runtime, channel, deadline)
         result = None if value is None or not options.store_result else runtime.serializer.dumps(value)
     except BaseException as error:  # noqa: BLE001 - whatever a task raises, SystemExit included, is its outcome
+        if isinstance(error, deadline.passes_on):
+            raise
         deadline.stop()  # again: a deadline that came while it was being stopped has left it half done
         return _failed(job, options, runtime, started, error, deadline.interrupted)
     return Outcome(job.seq, job.claim, Ending.SUCCEEDED, started, runtime.clock.now(), result)
@@ -137,7 +145,7 @@ def _run(
             deadline.start(options.timeout, raises=not definition.is_async)
             if definition.is_async:
                 body = _timed(definition.function(*args, **kwargs), options.timeout, deadline)
-                value = _loop_runner().run(body, context=context)
+                value = _run_coroutine(body, context)
             else:
                 value = context.run(definition.function, *args, **kwargs)
         finally:
@@ -184,11 +192,27 @@ def _loop_runner() -> asyncio.Runner:
 
 
 def close_loop() -> None:
-    """Close this thread's event loop, if it has one. Called by a worker thread at its end."""
+    """Close this thread's event loop, if it has one that is not running. Called by a worker thread at its end."""
     runner: asyncio.Runner | None = getattr(_local, "runner", None)
-    if runner is not None:
+    if runner is not None and not runner.get_loop().is_running():
         _local.runner = None
         runner.close()
+
+
+def _run_coroutine(body: Coroutine[Any, Any, Any], context: contextvars.Context) -> Any:
+    import asyncio
+
+    if asyncio._get_running_loop() is None:
+        return _loop_runner().run(body, context=context)
+    # Immediate mode, called from a coroutine: the loop of this thread is the caller's and stands still meanwhile.
+    from concurrent.futures import ThreadPoolExecutor
+
+    def run() -> Any:
+        with asyncio.Runner() as runner:
+            return runner.run(body, context=context)
+
+    with ThreadPoolExecutor(1, "liteq-immediate") as thread:
+        return thread.submit(run).result()
 
 
 async def _timed(body: Coroutine[Any, Any, Any], timeout: float | None, deadline: Deadline) -> Any:

@@ -56,7 +56,7 @@ class Transition(NamedTuple):
 
     The guard is ``seq``, ``source`` and ``claim``: the change happens if that job is in that state under that claim
     number, and otherwise not at all. ``record`` joins the job's history. ``consume`` names a mark that must still have
-    that value and is removed with the change.
+    that value and is removed with the change; ``drop_mark`` one that is removed whatever its value.
     """
 
     seq: int
@@ -73,14 +73,17 @@ class Transition(NamedTuple):
     reason: str | None = None
     record: Attempt | None = None
     consume: tuple[str, str] | None = None
+    drop_mark: str | None = None
     forget_expiry: bool = False
 
 
 def submit(job: Job, now: float) -> Job:
     """A job about to be stored: ready, or scheduled if it is due later."""
+    if job.created != now:
+        job = job._replace(created=now)
     if job.due is not None and job.due > now:
-        return job._replace(created=now, state=JobState.SCHEDULED)
-    return job._replace(created=now, state=JobState.READY)
+        return job._replace(state=JobState.SCHEDULED)
+    return job  # made ready; a copy would cost as much as encoding its arguments
 
 
 def admit(job: Job, now: float, marks: Mapping[str, str]) -> Transition | None:
@@ -92,6 +95,8 @@ def admit(job: Job, now: float, marks: Mapping[str, str]) -> Transition | None:
         marks: what is revoked by task name.
     """
     if marks:
+        if cancel_mark(job) in marks:  # it was revoked while it ran, and its retry was under way already
+            return _ended_unstarted(job, JobState.REVOKED, now, "revoked")._replace(drop_mark=cancel_mark(job))
         value = marks.get(REVOKE_MARK + job.task)
         if value is not None:
             mark = Revocation.loads(value)
@@ -101,6 +106,11 @@ def admit(job: Job, now: float, marks: Mapping[str, str]) -> Transition | None:
     if has_expired(job, now):
         return _ended_unstarted(job, JobState.EXPIRED, now, "not started before it expired")
     return None
+
+
+def cancel_mark(job: Job) -> str:
+    """The mark that says that a running job was revoked."""
+    return f"{CANCEL_MARK}{job.seq}"
 
 
 def has_expired(job: Job, now: float) -> bool:
@@ -168,7 +178,7 @@ def _after_failure(job: Job, policy: Policy, outcome: Outcome, now: float, draw:
     if not _may_run_again(job, policy, outcome, crashes):
         return ended
     if cancelled:
-        return ended._replace(target=JobState.REVOKED, reason="revoked while it ran")
+        return ended._replace(target=JobState.REVOKED, reason="revoked while it ran", drop_mark=cancel_mark(job))
     due = now + _wait(job, policy, outcome, crashes, draw)
     return _waiting(ended, due, now)
 
@@ -199,7 +209,8 @@ def _given_back(job: Job, outcome: Outcome, now: float, cancelled: bool) -> Tran
     """The end of an attempt that does not count."""
     back = release(job)._replace(claim=outcome.claim)
     if cancelled:
-        return back._replace(target=JobState.REVOKED, finished=now, reason="revoked while it ran")
+        reason = "revoked while it ran"
+        return back._replace(target=JobState.REVOKED, finished=now, reason=reason, drop_mark=cancel_mark(job))
     if outcome.ending == Ending.UNKNOWN:
         return back._replace(target=JobState.BLOCKED, reason=UNKNOWN_TASK + job.task)
     return _waiting(back, now + (outcome.delay or 0.0), now)
@@ -241,7 +252,7 @@ def restore(job: Job, now: float) -> Transition | None:
     """Undo a revocation; ``None`` if the job is not revoked."""
     if job.state is not JobState.REVOKED:
         return None
-    return _waiting(_moved(job, JobState.READY), job.due or now, now)
+    return _waiting(_moved(job, JobState.READY), job.due or now, now)._replace(drop_mark=cancel_mark(job))
 
 
 def requeue(job: Job, now: float) -> Transition | None:
@@ -253,7 +264,8 @@ def requeue(job: Job, now: float) -> Transition | None:
         return None
     due = now if job.due is not None and job.due > now else None  # a later one would hold it back once more
     back = _moved(job, JobState.READY)
-    return back._replace(due=due, base=job.attempt, crashes=0, forget_expiry=job.expires is not None)
+    back = back._replace(due=due, base=job.attempt, crashes=0, drop_mark=cancel_mark(job))
+    return back._replace(forget_expiry=job.expires is not None)
 
 
 def reschedule(job: Job, due: float, now: float) -> Transition | None:

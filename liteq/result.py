@@ -6,6 +6,7 @@ Reading never deletes and may be repeated. A handle is an id and an engine; it c
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -96,11 +97,11 @@ class Result(Generic[R]):
             finished = threading.Event()
             self._engine.waiters.add(cast(int, self._seq), finished.set)
             try:
-                finished.wait(left)
+                in_time = finished.wait(left)
             finally:
                 self._engine.waiters.discard(cast(int, self._seq), finished.set)
             job = self._finished_job()
-            if job is not None:
+            if job is not None or not in_time:
                 return job
         return None
 
@@ -127,7 +128,7 @@ class Result(Generic[R]):
                 seen.set_result(None)
 
         def callback() -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(finish)
 
         self._engine.waiters.add(cast(int, self._seq), callback)
@@ -139,8 +140,17 @@ class Result(Generic[R]):
     def _run(self, limit: float | None) -> Job | None:
         """In immediate mode the one who waits is the consumer."""
         engine = self._engine
-        engine.run_until(engine.job(self.id), None if limit is None else engine.clock.now() + limit)
-        return self._finished_job()
+        clock = engine.clock
+        ends_at = None if limit is None else clock.now() + limit
+        deadline = None if limit is None else clock.monotonic() + limit
+        with engine.storage.watch() as watch:
+            while True:
+                engine.run_until(engine.job(self.id), ends_at)
+                job = engine.job(self.id)
+                if job.state is not JobState.RUNNING:
+                    return job if job.state in FINISHED else None
+                if not watch.wait(_left(deadline, clock.monotonic())):  # another thread runs it
+                    return None
 
     def _timed_out(self, limit: float | None) -> ResultTimeout:
         return ResultTimeout(self.id, self.state, limit or 0.0)
@@ -218,7 +228,7 @@ class Result(Generic[R]):
         return self._engine.change(self.id, lifecycle.requeue)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Result) and self._id is not None and self._id == other._id
+        return self is other or (isinstance(other, Result) and self._id is not None and self._id == other._id)
 
     def __hash__(self) -> int:
         return hash(self._id)
@@ -240,7 +250,7 @@ def failure(job: Job) -> TaskFailed:
 
 
 def _left(deadline: float | None, now: float) -> float | None:
-    return None if deadline is None else deadline - now
+    return None if deadline is None else min(deadline - now, threading.TIMEOUT_MAX)
 
 
 class ResultGroup(Generic[R]):
@@ -314,17 +324,25 @@ class ResultGroup(Generic[R]):
         self, engine: Engine, pending: dict[int, Result[R]], deadline: float | None, limit: float | None
     ) -> set[int]:
         left = _left(deadline, engine.clock.monotonic())
+        in_time = self._run_next(pending, left) if engine.immediate else self._wait_for_any(engine, pending, left)
+        if not in_time:
+            raise next(iter(pending.values()))._timed_out(limit)
+        return engine.storage.finished(pending)
+
+    def _wait_for_any(self, engine: Engine, pending: dict[int, Result[R]], left: float | None) -> bool:
         finished = threading.Event()
         for seq in pending:
             engine.waiters.add(seq, finished.set)
         try:
-            in_time = finished.wait(left)
+            return finished.wait(left)
         finally:
             for seq in pending:
                 engine.waiters.discard(seq, finished.set)
-        if not in_time:
-            raise next(iter(pending.values()))._timed_out(limit)
-        return engine.storage.finished(pending)
+
+    def _run_next(self, pending: dict[int, Result[R]], left: float | None) -> bool:
+        """In immediate mode: run the one that is due next, and whatever is due with it."""
+        job = min((result.job() for result in pending.values()), key=lambda job: (job.due or 0.0, job.seq))
+        return pending[job.seq]._run(left) is not None
 
     def progress(self) -> tuple[int, int]:
         """How many of them have finished, and how many there are."""

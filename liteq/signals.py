@@ -12,7 +12,7 @@ they run in its own process, one after another, on a thread of their own, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from liteq.errors import TaskFailed
@@ -51,6 +51,19 @@ ALL = (
 Receiver = Callable[[str, Job, "TaskFailed | None"], Any]
 
 
+def check_names(names: Iterable[object]) -> None:
+    """Refuse what is not the name of a signal.
+
+    Raises:
+        TypeError: it is not even a string. ValueError: there is no such signal.
+    """
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"@app.signal(...) takes names of signals, in parentheses, not {type(name).__name__} {name!r}")
+        if name not in ALL:
+            raise ValueError(f"there is no signal {name!r}; the signals are {', '.join(ALL)}")
+
+
 class Signals:
     """Who listens to what.
 
@@ -66,11 +79,9 @@ class Signals:
         """Call ``receiver`` at these signals; none named: at all.
 
         Raises:
-            ValueError: there is no such signal.
+            TypeError, ValueError: see `check_names`.
         """
-        for name in names:
-            if name not in ALL:
-                raise ValueError(f"there is no signal {name!r}; the signals are {', '.join(ALL)}")
+        check_names(names)
         for name in names or ALL:
             self._receivers.setdefault(name, []).append(receiver)
 

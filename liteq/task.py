@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, tzinfo
 from functools import update_wrapper
@@ -14,6 +15,8 @@ from liteq.errors import SerializationError
 from liteq.instants import due_at, seconds, timestamp
 from liteq.job import Job, JobState, shorten
 from liteq.result import Result, ResultGroup, receive_into
+
+_READY = JobState.READY  # a look-up of an enum's member costs 50 ns, and there is one for each job
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,13 +44,22 @@ class Task(Generic[P, R]):
     """
 
     def __init__(self, engine: Callable[[], Engine], definition: Definition, call: CallOptions | None = None) -> None:
+        update_wrapper(self, definition.function)  # first: a callable object's own attributes must not replace these
         self._engine = engine
         self.definition = definition
         self._call = call or CallOptions()
         self._signature = _own_signature(definition)
         self._names = tuple(self._signature.parameters)
         self._least, self._most = _positional_range(self._signature)
-        update_wrapper(self, definition.function)
+        # What all jobs of this object have in common, looked up once.
+        call, options = self._call, definition.options
+        self._name = definition.name
+        self._id = call.id or ""
+        self._queue = call.queue or options.queue
+        self._priority = options.priority if call.priority is None else call.priority
+        crash_rules = {name: definition.raw[name] for name in ("on_crash", "max_crashes") if name in definition.raw}
+        self._text = override_text(crash_rules | _overrides(call)) if crash_rules else call.text
+        self._timed = any(one is not None for one in (call.eta, call.delay, call.expires, options.expires))
 
     @property
     def name(self) -> str:
@@ -81,10 +93,11 @@ class Task(Generic[P, R]):
         """Enqueue many calls in one transaction.
 
         Args:
-            calls: a tuple is the arguments of one call, a dict its keyword arguments, anything else its one argument.
+            calls: a tuple is the arguments of one call, anything else its one argument.
         """
         engine = self._engine()
-        jobs = [self.job(engine, *_as_call(one)) for one in calls]
+        job = self.job
+        jobs = [job(engine, one, {}) if type(one) is tuple else job(engine, *_as_call(one)) for one in calls]
         if self._call.id is not None and len(jobs) > 1:
             raise TypeError("map() over a task with id=... would store one job only; leave the id out")
         results: list[Result[R]] = [Result(engine) for _ in jobs]
@@ -154,33 +167,38 @@ class Task(Generic[P, R]):
 
     def job(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
         """The Job that stands for this call; not stored."""
-        self._bind(args, kwargs)
-        call, options = self._call, self.definition.options
+        if kwargs or not self._least <= len(args) <= self._most:
+            self._bind(args, kwargs)  # takes 5 µs; most calls are too plain to go wrong
         serializer = engine.runtime.serializer
         try:
             payload = serializer.dumps_call(args, kwargs, self._names)
         except SerializationError as error:
             raise SerializationError(f"{self.name} was not enqueued: {error}") from error
         now = engine.clock.now()
-        expires = options.expires if call.expires is None else call.expires
+        due, expires = self._times(now, engine.timezone) if self._timed else (None, None)
         return Job(
             0,
-            call.id or "",
-            self.definition.name,
-            JobState.READY,
-            call.queue or options.queue,
-            options.priority if call.priority is None else call.priority,
+            self._id,
+            self._name,
+            _READY,
+            self._queue,
+            self._priority,
             payload,
             now,
-            due_at(now, engine.timezone, eta=call.eta, delay=call.delay),
-            None if expires is None else _expiry(expires, now, engine.timezone),
-            call.text,
+            due,
+            expires,
+            self._text,
             None if serializer.readable else _summary(args, kwargs),
         )
 
+    def _times(self, now: float, zone: tzinfo) -> tuple[float | None, float | None]:
+        """When a call made now is due, and when it expires."""
+        call = self._call
+        expires = self.definition.options.expires if call.expires is None else call.expires
+        due = due_at(now, zone, eta=call.eta, delay=call.delay)
+        return due, None if expires is None else _expiry(expires, now, zone)
+
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not kwargs and self._least <= len(args) <= self._most:
-            return  # `Signature.bind` takes 5 µs; most calls are as plain as this
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -239,8 +257,26 @@ def _own_signature(definition: Definition) -> inspect.Signature:
     signature = inspect.signature(definition.function)
     if not definition.options.context:
         return signature
+    _check_takes_context(definition.name, signature)
     kept = [one for name, one in signature.parameters.items() if name != "task"]
     return signature.replace(parameters=kept)
+
+
+def _check_takes_context(name: str, signature: inspect.Signature) -> None:
+    """Refuse a function that could not be called with the context as keyword ``task`` after a caller's arguments."""
+    parameters = signature.parameters.values()
+    own = signature.parameters.get("task")
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    positional = [one for one in parameters if one.kind in kinds]
+    if own is None:
+        takes_it = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    else:
+        takes_it = own.kind is own.KEYWORD_ONLY or (own.kind is own.POSITIONAL_OR_KEYWORD and positional[-1] is own)
+    if not takes_it:
+        raise TypeError(
+            f"{name}{signature}: context=True passes the job's context as keyword 'task', which this function cannot "
+            "take; let it be the last parameter, or by keyword only: def f(a, b, *, task)"
+        )
 
 
 def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
@@ -258,14 +294,10 @@ def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
 
 
 def _as_call(one: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(one, tuple):
-        return one, {}
-    return ((), one) if isinstance(one, dict) else ((one,), {})
+    return (one if isinstance(one, tuple) else (one,)), {}
 
 
 def _checked_call(call: CallOptions, options: dict[str, Any]) -> CallOptions:
-    import json
-
     unknown = sorted(set(options) - {*CallOptions._fields, *PER_CALL} | ({"text"} & set(options)))
     if unknown:
         raise TypeError(
@@ -285,9 +317,12 @@ def _checked_call(call: CallOptions, options: dict[str, Any]) -> CallOptions:
         direct["eta"] = None
     elif direct.get("eta") is not None:
         direct["delay"] = None
-    earlier = {} if call.text is None else json.loads(call.text)
     later = {name: value for name, value in options.items() if name in PER_CALL}
-    return call._replace(**direct, text=override_text(earlier | later))
+    return call._replace(**direct, text=override_text(_overrides(call) | later))
+
+
+def _overrides(call: CallOptions) -> dict[str, Any]:
+    return {} if call.text is None else dict(json.loads(call.text))
 
 
 def _utc() -> tzinfo:

@@ -83,19 +83,28 @@ class Waiters:
             thread.join()
 
     def _watch(self, waker: Waker) -> None:
-        watch = self._storage.watch()
         try:
-            in_vain = 0
-            while True:
-                waker.clear()
-                in_vain = 0 if self._tell() else in_vain + 1
-                if in_vain > PATIENCE:
-                    _wait_any(None, waker, min(SHORTEST_PAUSE * 2 ** (in_vain - PATIENCE), LONGEST_PAUSE))
-                if not self._sleep(watch, waker):
-                    break
+            with self._storage.watch() as watch:
+                self._look_again_and_again(watch, waker)
+        except StorageError:
+            # Whoever waits will ask the storage himself, and raise what is wrong where it can be seen.
+            with self._lock:
+                if self._thread is threading.current_thread():
+                    self._thread = None
+                left, self._waiting = self._waiting, {}
+            _call(left)
         finally:
-            watch.close()
             waker.close()
+
+    def _look_again_and_again(self, watch: Watch, waker: Waker) -> None:
+        in_vain = 0
+        while True:
+            waker.clear()
+            in_vain = 0 if self._tell() else in_vain + 1
+            if in_vain > PATIENCE:
+                _wait_any(None, waker, min(SHORTEST_PAUSE * 2 ** (in_vain - PATIENCE), LONGEST_PAUSE))
+            if not self._sleep(watch, waker):
+                return
 
     def _sleep(self, watch: Watch, waker: Waker) -> bool:
         """Wait until it makes sense to ask again; False, and no thread any more, if nobody has waited for a while."""
@@ -117,11 +126,7 @@ class Waiters:
             asked = list(self._waiting)
         if not asked:
             return False
-        try:
-            done = self._storage.finished(asked)
-        except StorageError:
-            # The callers will ask themselves, and raise it where it can be seen.
-            done = set(asked)
+        done = self._storage.finished(asked)
         with self._lock:
             told = {seq: self._waiting.pop(seq) for seq in done if seq in self._waiting}
         _call(told)

@@ -17,6 +17,7 @@ from liteq.consumer.pools.base import Pool
 from liteq.consumer.scheduler import Scheduler
 from liteq.engine import Engine
 from liteq.errors import ConfigurationError, StorageError
+from liteq.storage import begun
 from liteq.storage.watch import Waker
 
 if TYPE_CHECKING:
@@ -72,15 +73,19 @@ class Consumer:
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         options, engine = self.options, self.engine
         self._owner = engine.storage.register(self._introduce())
+        try:
+            pool = self._pool(self._slot())
+        except BaseException:
+            engine.storage.unregister(self._owner)
+            raise
         engine.announce = self._announcer.announce
         self._dispatcher = Dispatcher(
             engine,
-            self._pool(),
+            pool,
             Scheduler(engine, shared=options.periodic),
             self._waker,
             owner=self._owner,
             queues=options.queues,
-            workers=options.workers,
             shutdown_timeout=options.shutdown_timeout,
             burst=options.burst,
         )
@@ -102,12 +107,19 @@ class Consumer:
             "started": self.engine.clock.now(),
         }
 
-    def _pool(self) -> Pool:
+    def _slot(self) -> int | None:
+        """The consumer's slot file, with room to record what each worker begins (and those that replace them)."""
+        slot = self.engine.storage.lock_fd(self._owner or 0)
+        if slot is not None:
+            begun.prepare(slot, 2 * self.options.workers + 1)
+        return slot
+
+    def _pool(self, slot: int | None) -> Pool:
         options, runtime = self.options, self.engine.runtime
         if options.worker_type == "thread":
             from liteq.consumer.pools.thread import ThreadPool
 
-            return ThreadPool(runtime, options.workers, self._waker.wake, options.max_tasks)
+            return ThreadPool(runtime, options.workers, self._waker.wake, liveness=slot, max_tasks=options.max_tasks)
         from liteq.consumer.pools.process import ProcessPool
 
         return ProcessPool(
@@ -115,7 +127,7 @@ class Consumer:
             options.workers,
             app_path=options.app_path,
             start_method=options.start_method,
-            liveness=self.engine.storage.lock_fd(self._owner or 0),
+            liveness=slot,
             log=self._log,
             max_tasks=options.max_tasks,
         )

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from selectors import EVENT_READ, DefaultSelector
+from selectors import EVENT_READ, BaseSelector, DefaultSelector
 
 from liteq import logs
 from liteq.consumer.pools.base import Pool
 from liteq.consumer.prefetch import GIVE_BACK_AFTER, Prefetch
 from liteq.consumer.scheduler import Scheduler
-from liteq.engine import Ended, Engine
-from liteq.errors import StorageError
-from liteq.job import Job, Progress
+from liteq.engine import Ended, Engine, Refused
+from liteq.errors import StorageBusy, StorageError
+from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage.base import ClaimRequest
-from liteq.storage.watch import Change, Waker
+from liteq.storage.watch import Change, Waker, Watch
 
 #: The longest sleep in seconds: a jump of the wall clock, or a missed wake-up, is noticed after this at the latest.
 LONGEST_WAIT = 10.0
@@ -44,7 +44,6 @@ class Dispatcher:
         scheduler: the duties besides running jobs.
         owner: this consumer's number in the storage.
         queues: in order of preference; ``None``: all.
-        workers: how many jobs run at a time.
         shutdown_timeout: seconds for which running jobs may go on after `stop`.
         burst: end when nothing is due and nothing runs.
     """
@@ -58,7 +57,6 @@ class Dispatcher:
         *,
         owner: int,
         queues: tuple[str, ...] | None,
-        workers: int,
         shutdown_timeout: float,
         burst: bool = False,
     ) -> None:
@@ -71,14 +69,16 @@ class Dispatcher:
         self._shutdown_timeout = shutdown_timeout
         self._burst = burst
         self._clock = engine.clock
-        self._prefetch = Prefetch(workers)
-        self._stop_asked = threading.Event()
+        self._prefetch = Prefetch()
+        # Plain flags, because a signal handler may interrupt another one that sets them.
+        self._stop_asked = False
         self._stop_at_once = False
         self._stop_deadline: float | None = None
         self._interrupted = False
         # What the next round has to write; kept while the storage fails.
         self._ended: list[Ended] = []
         self._released: list[Job] = []
+        self._refused: list[Refused] = []
         self._progress: dict[int, Progress] = {}
         self._cancelled: dict[int, bool] = {}
         # Whether there may be something to claim, and when there will be.
@@ -105,7 +105,7 @@ class Dispatcher:
             at_once: do not wait for running jobs.
         """
         self._stop_at_once = self._stop_at_once or at_once
-        self._stop_asked.set()
+        self._stop_asked = True
         self._waker.wake()
 
     def run(self) -> None:
@@ -116,20 +116,24 @@ class Dispatcher:
             if watch.fileno() is not None:
                 selector.register(watch.fileno(), EVENT_READ)  # type: ignore[arg-type]
             self._pool.watch(selector)
-            self._pool.start()
-            while True:
-                change = watch.changed()
-                self._waker.clear()
-                self._note(change)
-                self._step()
-                if self._is_over():
-                    break
-                wait = self._wait()
-                if watch.poll_interval is not None:
-                    wait = min(wait, watch.poll_interval)
-                if wait > 0 and self._pool.about_to_wait():
-                    selector.select(wait)
-            self._pool.stop()
+            try:
+                self._pool.start()
+                self._loop(watch, selector)
+            finally:
+                self._pool.stop()
+
+    def _loop(self, watch: Watch, selector: BaseSelector) -> None:
+        while True:
+            self._waker.clear()
+            self._note(watch.changed())
+            self._step()
+            if self._is_over():
+                return
+            wait = self._wait()
+            if watch.poll_interval is not None:
+                wait = min(wait, watch.poll_interval)
+            if wait > 0 and self._pool.about_to_wait():
+                selector.select(wait)
 
     def _note(self, change: Change) -> None:
         if change & Change.DATA:
@@ -149,7 +153,7 @@ class Dispatcher:
             self._ended += ended
         self._progress |= self._pool.progress()
         self._take_back(now)
-        if self._stop_asked.is_set():
+        if self._stop_asked:
             self._hurry(now)
         if self._retry_at is None or now >= self._retry_at:
             self._with_storage(now)
@@ -157,7 +161,7 @@ class Dispatcher:
     def _with_storage(self, now: float) -> None:
         try:
             self._round(now)
-            self._duty_at = self._scheduler.run(now) if not self._stop_asked.is_set() else now + LONGEST_WAIT
+            self._duty_at = now + LONGEST_WAIT if self._stop_asked else self._scheduler.run(now)
         except StorageError as error:
             self._failed(error, now)
         else:
@@ -168,23 +172,29 @@ class Dispatcher:
     def _failed(self, error: StorageError, now: float) -> None:
         if self._retry_at is None:
             message = "the storage fails; outcomes are kept in memory and no job is started until it works again"
-            logs.say(logs.ERROR, message, error=error, kept=len(self._ended))
+            level = logs.WARNING if isinstance(error, StorageBusy) else logs.ERROR
+            logs.say(level, message, error=error, kept=len(self._ended))
         self._retry_at = now + self._retry_wait
         self._retry_wait = min(2 * self._retry_wait, LAST_RETRY)
 
     def _round(self, now: float) -> None:
         """Settle and claim, if there is anything to settle or a reason to look."""
-        wanted = 0 if self._stop_asked.is_set() else self._prefetch.wanted(self._pool.held)
+        wanted = 0 if self._stop_asked else self._prefetch.wanted(self._pool.ready, self._pool.held)
         due = self._next_due is not None and self._next_due <= self._clock.now()
         claims = wanted > 0 and (self._look or due)
         revocations = self._look and wanted == 0 and now - self._last_look >= LOOK_EVERY
-        if not (self._ended or self._released or self._progress or claims or revocations):
+        if not (self._has_to_write() or claims or revocations):
             return
         request = ClaimRequest(self._owner, wanted, self._queues) if wanted > 0 else None
         done = self._engine.round(
-            self._ended, request, released=self._released, progress=self._progress, cancelled=self._cancelled
+            self._ended,
+            request,
+            released=self._released,
+            refused=self._refused,
+            progress=self._progress,
+            cancelled=self._cancelled,
         )
-        self._ended, self._released, self._progress = [], [], {}
+        self._ended, self._released, self._refused, self._progress = [], [], done.refused, {}
         self._last_look = now
         self._next_due = done.next_due
         self._tell(done.cancelled)
@@ -197,19 +207,31 @@ class Dispatcher:
         self._wrote.set()
 
     def _tell(self, cancelled: Mapping[int, bool]) -> None:
-        """Pass on which running jobs were revoked; each is told once, and stopped once."""
-        running = {job.seq for job in self._pool.running()} if cancelled else set()
-        ours = {seq: stop for seq, stop in cancelled.items() if seq in running}
-        for seq, stop in ours.items():
-            if self._cancelled.get(seq) is not stop:
+        """Pass on which jobs were revoked since they were claimed; each is told once, and stopped once."""
+        if not (cancelled or self._cancelled):
+            return
+        running = {job.seq for job in self._pool.running()}
+        now = self._clock.now()
+        for seq, stop in cancelled.items():
+            if self._cancelled.get(seq) is stop:
+                continue
+            unbegun = self._pool.withdraw(seq)
+            if unbegun is not None:
+                outcome = Outcome(seq, unbegun.claim, Ending.INTERRUPTED, now, now)
+                self._ended.append(Ended(unbegun, outcome))
+            elif seq in running:
                 self._pool.cancel(seq, stop=stop)
-        self._cancelled = ours
+        ours = running | {job.seq for job, _ in self._ended}
+        self._cancelled = {seq: stop for seq, stop in cancelled.items() if seq in ours}
+
+    def _has_to_write(self) -> bool:
+        return bool(self._ended or self._released or self._refused or self._progress)
 
     def _take_back(self, now: float) -> None:
         """Give back what was claimed too early: no job has ended for a while, or the consumer stops."""
         if not self._pool.backlog:
             return
-        stopping = self._stop_asked.is_set()
+        stopping = self._stop_asked
         if stopping or now - self._last_end >= GIVE_BACK_AFTER:
             self._released += self._pool.take_back()
             if not stopping:
@@ -219,6 +241,7 @@ class Dispatcher:
 
     def _hurry(self, now: float) -> None:
         if self._stop_deadline is None:
+            self._pool.recall()
             self._stop_deadline = now + self._shutdown_timeout
             left = len(self._pool.running())
             logs.say(logs.INFO, "stopping", running=left, timeout=f"{self._shutdown_timeout:g}s")
@@ -227,11 +250,24 @@ class Dispatcher:
             self._pool.interrupt()
 
     def _is_over(self) -> bool:
-        if self._pool.held or self._ended or self._released:
+        if self._gives_up():
+            return True
+        if self._pool.held or self._has_to_write():
             return False
-        if self._stop_asked.is_set():
+        if self._stop_asked:
             return True
         return self._burst and not self._look and not self._is_due()
+
+    def _gives_up(self) -> bool:
+        """The consumer stops and the storage still fails: what it cannot write, others will find as a dead consumer's."""
+        if self._stop_deadline is None or self._retry_at is None or self._pool.held:
+            return False
+        if not self._stop_at_once and self._clock.monotonic() < self._stop_deadline:
+            return False
+        for job, outcome in self._ended:
+            message = "outcome lost with the storage; the job will run again"
+            logs.say(logs.ERROR, message, job=job.id, task=job.task, ending=outcome.ending)
+        return True
 
     def _is_due(self) -> bool:
         return self._next_due is not None and self._next_due <= self._clock.now()
@@ -243,7 +279,7 @@ class Dispatcher:
         now = self._clock.monotonic()
         if self._retry_at is not None:
             return max(0.0, self._retry_at - now)
-        if self._ended or self._released:
+        if self._has_to_write():
             return 0.0
         waits = [LONGEST_WAIT, self._duty_at - now]
         if self._supervised is not None:
@@ -252,12 +288,12 @@ class Dispatcher:
             waits.append(self._last_end + GIVE_BACK_AFTER - now)
         if self._stop_deadline is not None and not self._interrupted:
             waits.append(self._stop_deadline - now)
-        if not self._stop_asked.is_set():
+        if not self._stop_asked:
             waits += self._claiming_waits(now)
         return max(0.0, min(waits))
 
     def _claiming_waits(self, now: float) -> list[float]:
-        has_room = self._prefetch.wanted(self._pool.held) > 0
+        has_room = self._prefetch.wanted(self._pool.ready, self._pool.held) > 0
         if not has_room:
             return [self._last_look + LOOK_EVERY - now] if self._look else []
         if self._look:

@@ -18,16 +18,11 @@ GIVE_BACK_AFTER = 0.05
 
 
 class Prefetch:
-    """Keeps the average of run times and says how much to claim.
+    """Keeps the average of run times and says how much to claim."""
 
-    Args:
-        workers: how many jobs run at a time.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self) -> None:
         self._average: float | None = None
-        self._target = workers
+        self._ahead = 1
 
     def observe(self, durations: list[float]) -> None:
         """Learn from the run times, in seconds, of jobs that have just ended."""
@@ -37,22 +32,21 @@ class Prefetch:
         if self._average is None:
             self._average = mean
         self._average += (RISE if mean > self._average else FALL) * (mean - self._average)
+        self._ahead = min(2 * self._ahead, MOST_AHEAD)  # at most doubled each time: one fast batch proves little
 
     def gave_back(self) -> None:
         """Learn from jobs that were claimed too early: they run longer than was thought."""
-        self._average = max(self._average or 0.0, AHEAD * self._workers)
-        self._target = self._workers
+        self._average = max(self._average or 0.0, AHEAD * MOST_AHEAD)
+        self._ahead = 1
 
-    def wanted(self, held: int) -> int:
+    def wanted(self, workers: int, held: int) -> int:
         """How many jobs to claim now.
 
         Args:
+            workers: that are ready to run jobs.
             held: jobs that were claimed and have not ended.
         """
-        self._target = min(self._goal(), 2 * self._target)  # doubling: one fast batch proves little
-        return max(0, self._target - held)
-
-    def _goal(self) -> int:
-        if self._average is None:
-            return self._workers
-        return self._workers + int(min(MOST_AHEAD, self._workers * AHEAD / max(self._average, 1e-9)))
+        if workers == 0 or self._average is None:
+            return max(0, workers - held)
+        ahead = min(self._ahead, int(workers * AHEAD / max(self._average, 1e-9)))
+        return max(0, workers + ahead - held)

@@ -173,6 +173,14 @@ class Storage(ABC):
         Called by: the process pool, so that a job that still runs in an orphaned worker is not given away.
         """
 
+    def begun(self, owner: int) -> frozenset[int] | None:
+        """The ``seq`` that each worker of a dead owner had begun last, as `liteq.storage.begun` recorded it; ``None`` where
+        nothing was recorded, so that any of its jobs may have been begun.
+
+        Called by: recovery, which counts an attempt as crashed only where there was one.
+        """
+        return None
+
     @abstractmethod
     def unregister(self, owner: int) -> None:
         """Stop being an owner. Its running jobs, if any are left, are then recovered by others."""

@@ -36,9 +36,9 @@ Flock = Callable[[int, int], object]
 # The same numbers on every Unix (and in Python's own emulation where the system has no flock).
 LOCK_SH, LOCK_EX, LOCK_NB, LOCK_UN = 1, 2, 4, 8
 
-# Whoever cannot block in the system asks again after this part of the time waited so far, within these bounds (seconds).
-# The lock of a busy queue is free for some 30 µs between two writers: with four writers of 3 ms each a wait takes 17 ms
-# (p99 86) this way, 117 (748) with a pause that doubles up to a millisecond at once, and 13 (29) in the system's queue.
+# Who cannot block in the system asks again after this part of the time waited so far, within these bounds (seconds).
+# The lock of a busy queue is free for some 30 µs between two writers. Behind four writers of 3 ms each a wait takes
+# 17 ms (p99 86) this way, 117 (748) with a pause that doubles up to a millisecond, and 13 (29) in the system's queue.
 PATIENCE = 0.001
 SHORTEST_PAUSE = 0.00005
 LONGEST_PAUSE = 0.001
@@ -64,12 +64,12 @@ def _pause(began: float) -> None:
 def _flock_by_msvcrt(msvcrt: Any) -> Flock:
     """Make ``flock`` out of Windows' byte-range locks.
 
-    The first byte is locked (it need not exist). There are no shared locks, so a shared one is exclusive too: two who
-    ask at the same moment may see each other. ``LK_LOCK`` gives up after ten tries a second apart, hence the own loop.
+    The byte at the file's position is locked: the first, as nobody reads these files. It need not exist. There are no
+    shared locks, so a shared one is exclusive too: two who ask at the same moment may see each other. ``LK_LOCK`` gives
+    up after ten tries a second apart, hence the own loop.
     """
 
     def flock(descriptor: int, operation: int) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
         if operation & LOCK_UN:
             with contextlib.suppress(PermissionError):  # was not locked, which flock does not mind
                 msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)

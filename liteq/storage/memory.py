@@ -119,6 +119,8 @@ class MemoryStorage(Storage):
                 plan.records.append((row.seq, transition.record))
             if transition.consume is not None:
                 plan.consumed.add(transition.consume[0])
+            if transition.drop_mark is not None:
+                plan.consumed.add(transition.drop_mark)
         return plan
 
     def _holds(self, transition: Transition, row: Job, plan: Plan) -> bool:

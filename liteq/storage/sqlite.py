@@ -15,6 +15,7 @@ from random import getrandbits
 
 from liteq.job import Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Transition
+from liteq.storage import begun
 from liteq.storage import sqlite_moves as moves
 from liteq.storage import sqlite_questions as questions
 from liteq.storage.base import ClaimRequest, Owner, Storage, Turn
@@ -26,11 +27,12 @@ from liteq.storage.watch import Watch, watch_database
 VACUUM_PAGES = 512
 SPARE_PAGES = 1024
 
-_COLUMNS = "rnd, cid, queue, task, priority, due, expires, created, options, summary, payload"
+# The order of the fields of Job, so that a row is a slice of it.
+_COLUMNS = "rnd, cid, task, queue, priority, payload, created, due, expires, options, summary"
 _ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {_ROW}"
-#: 50 rows of 11 values stay under SQLite's oldest limit of 999 variables a statement.
-_CHUNK = 50
+#: 90 rows of 11 values stay under SQLite's oldest limit of 999 variables a statement.
+_CHUNK = 90
 _INSERT_CHUNK = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {', '.join([_ROW] * _CHUNK)}"
 
 
@@ -69,8 +71,8 @@ class SqliteStorage(Storage):
 
     def add(self, jobs: Sequence[Job]) -> list[Job]:
         if len(jobs) == 1 and not jobs[0].id:
-            row = _row(jobs[0])
-            return [_stored(jobs[0], self._connections.insert(_INSERT, row), row)]
+            rnd = getrandbits(40)
+            return [_stored(jobs[0], self._connections.insert(_INSERT, _row(jobs[0], rnd)), rnd)]
         if any(job.id for job in jobs):
             return self._connections.write(lambda connection: [_add_once(connection, job) for job in jobs])
         return self._connections.write(lambda connection: _add_many(connection, jobs)) if jobs else []
@@ -84,12 +86,17 @@ class SqliteStorage(Storage):
     ) -> Turn:
         try:
             return self._connections.write(
-                lambda connection: _turn(connection, transitions, request, now, progress, together=True)
+                lambda connection: _turn(connection, transitions, request, now, progress, together=True), patient=False
             )
         except moves.StaleBatch:  # somebody took one of these jobs over: find out which, one by one
             return self._connections.write(
-                lambda connection: _turn(connection, transitions, request, now, progress, together=False)
+                lambda connection: _turn(connection, transitions, request, now, progress, together=False), patient=False
             )
+
+    def apply(self, transitions: Sequence[Transition], now: float) -> list[bool]:
+        return self._connections.write(
+            lambda connection: _turn(connection, transitions, None, now, None, together=False)
+        ).applied
 
     def get(self, job_id: str) -> Job | None:
         return self._connections.read(lambda connection: questions.get(connection, job_id))
@@ -144,6 +151,12 @@ class SqliteStorage(Storage):
     def lock_fd(self, owner: int) -> int | None:
         slot = self._slots.get(owner)
         return None if slot is None else slot.fileno()
+
+    def begun(self, owner: int) -> frozenset[int] | None:
+        row = self._connections.read(
+            lambda connection: connection.execute("SELECT slot FROM liteq_owner WHERE id = ?", (owner,)).fetchone()
+        )
+        return None if row is None else begun.read(self._slots_directory / row[0])
 
     def unregister(self, owner: int) -> None:
         slot = self._slots.pop(owner, None)
@@ -204,49 +217,38 @@ class SqliteStorage(Storage):
 # ── adding ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _row(job: Job) -> tuple[object, ...]:
-    return (
-        getrandbits(40),
-        job.id or None,
-        job.queue,
-        job.task,
-        job.priority,
-        job.due,
-        job.expires,
-        job.created,
-        job.options,
-        job.summary,
-        job.payload,
-    )
+def _row(job: Job, rnd: int) -> tuple[object, ...]:
+    return (rnd, job.id or None, job.task, *job[4:12])
 
 
-def _stored(job: Job, seq: int, row: tuple[object, ...]) -> Job:
+def _stored(job: Job, seq: int, rnd: int) -> Job:
     # Not `_replace`, which costs three times as much; `seq` and `id` are the first two fields.
-    return tuple.__new__(Job, (seq, job.id or f"{seq}-{row[0]:010x}", *job[2:]))
+    return tuple.__new__(Job, (seq, job.id or f"{seq}-{rnd:010x}", *job[2:]))
 
 
 def _add_many(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
-    rows = [_row(job) for job in jobs]
-    whole = len(rows) - len(rows) % _CHUNK
+    rnd = getrandbits(40)  # one for all: they differ in their seq
+    whole = len(jobs) - len(jobs) % _CHUNK
     for start in range(0, whole, _CHUNK):
         values: list[object] = []
-        for row in rows[start : start + _CHUNK]:
-            values += row
+        for job in jobs[start : start + _CHUNK]:
+            values += _row(job, rnd)
         connection.execute(_INSERT_CHUNK, values)
-    for row in rows[whole:]:
-        connection.execute(_INSERT, row)
+    for job in jobs[whole:]:
+        connection.execute(_INSERT, _row(job, rnd))
     last = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
-    first = last - len(rows) + 1  # one transaction, one writer: the ids are consecutive
-    return [_stored(job, seq, row) for seq, (job, row) in enumerate(zip(jobs, rows, strict=True), first)]
+    first = last - len(jobs) + 1  # one transaction, one writer: the ids are consecutive
+    ending = f"-{rnd:010x}"
+    return [tuple.__new__(Job, (seq, f"{seq}{ending}", *job[2:])) for seq, job in enumerate(jobs, first)]
 
 
 def _add_once(connection: sqlite3.Connection, job: Job) -> Job:
-    row = _row(job)
     if job.id:
         existing = questions.get(connection, job.id)
         if existing is not None:
             return existing
-    return _stored(job, connection.execute(_INSERT, row).lastrowid or 0, row)
+    rnd = getrandbits(40)
+    return _stored(job, connection.execute(_INSERT, _row(job, rnd)).lastrowid or 0, rnd)
 
 
 # ── the turn ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -269,11 +271,10 @@ def _turn(
         moves.promote(connection, now)
         due = moves.next_due(connection)
     marks = _marks(connection, (CANCEL_MARK, PAUSE_MARK, REVOKE_MARK))
-    jobs = []
-    if request is not None and request.wanted > 0:
-        paused = {key.removeprefix(PAUSE_MARK) for key in marks if key.startswith(PAUSE_MARK)}
-        jobs = moves.claim(connection, request, now, paused)
-    return Turn(applied, jobs, due, marks)
+    paused = {key.removeprefix(PAUSE_MARK) for key in marks if key.startswith(PAUSE_MARK)}
+    stops = {key: value for key, value in marks.items() if not key.startswith(PAUSE_MARK)} if paused else marks
+    jobs = [] if request is None or request.wanted <= 0 else moves.claim(connection, request, now, paused)
+    return Turn(applied, jobs, due, stops)
 
 
 def _marks(connection: sqlite3.Connection, prefixes: tuple[str, ...]) -> dict[str, str]:
@@ -282,5 +283,6 @@ def _marks(connection: sqlite3.Connection, prefixes: tuple[str, ...]) -> dict[st
 
 
 def _give_pages_back(connection: sqlite3.Connection) -> None:
-    # Each step of the cursor frees one page: fetchall, not execute alone, frees them all.
-    connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+    # One page a statement: from Python `incremental_vacuum(N)` frees a single one too, for it stops after its first step.
+    for _ in range(VACUUM_PAGES):
+        connection.execute("PRAGMA incremental_vacuum(1)")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
+from liteq.clock import SystemClock
 from liteq.errors import StorageBusy, StorageError, StorageUnusable
 from liteq.storage import schema
 from liteq.storage.filesystem import network_filesystem
@@ -27,8 +28,10 @@ AUTOCHECKPOINT = 8000
 #: Above so many frames a checkpoint also resets the WAL, so that it stays near 16 MiB. PASSIVE alone let it grow to 379 MB.
 RESTART_ABOVE = 2000
 #: What one call of SQLite's busy handler waits, in seconds; whole transactions are retried around it.
-BUSY_SLICE = 2.0
+BUSY_SLICE = 0.5
 MAX_IDLE_READERS = 4
+#: Seconds for which the file is taken to be in place without looking.
+TRUST = 0.05
 
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _UNUSABLE: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
@@ -73,53 +76,63 @@ class Connections:
         self._readers: list[sqlite3.Connection] = []
         self._all: list[sqlite3.Connection] = []
         self._opening = threading.RLock()
+        self._opened_file: tuple[int, int] | None = None
+        self._seen_in_place = 0.0
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, work: Callable[[sqlite3.Connection], T], *, patient: bool = True) -> T:
         """Run ``work`` in one IMMEDIATE transaction, in turn with all other writers.
 
-        The whole of it is tried again while a foreign connection holds the write lock.
+        The whole of it is tried again while a foreign connection holds the write lock; between two tries other writers
+        have their turn to wait.
+
+        Args:
+            patient: for as long as this file's ``patience``; otherwise one try of BUSY_SLICE seconds.
 
         Raises:
             StorageError: it was rolled back.
         """
-        connection = self.writer()
-        with self.turnstile:
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                self._begin(connection)
-                try:
-                    result = work(connection)
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise self.translated(error) from error
-        return result
+                result = work(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+        return self._in_turn(transaction, self._attempts if patient else 1)
 
     def insert(self, statement: str, values: tuple[object, ...]) -> int:
         """Run one INSERT as a transaction of its own and return its rowid; the shortest way to store something."""
+        return self._in_turn(lambda connection: connection.execute(statement, values).lastrowid or 0, self._attempts)
+
+    def _in_turn(self, transaction: Callable[[sqlite3.Connection], T], attempts: int) -> T:
         connection = self.writer()
-        for attempt in range(self._attempts):
+        if SystemClock.monotonic() - self._seen_in_place > TRUST:
+            self._check_in_place()
+        while True:
+            attempts -= 1
             try:
                 with self.turnstile:
-                    return connection.execute(statement, values).lastrowid or 0
+                    return transaction(connection)
             except sqlite3.Error as error:
-                if _code(error) not in _BUSY or attempt == self._attempts - 1:
+                if _code(error) not in _BUSY or attempts <= 0:
                     raise self.translated(error) from error
-        raise AssertionError("unreachable: the loop returns or raises")
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        for _ in range(self._attempts - 1):
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if _code(error) not in _BUSY:
-                    raise
-        connection.execute("BEGIN IMMEDIATE")
+    def _check_in_place(self) -> None:
+        """Notice that somebody has deleted or replaced the file: what is written to the old one is lost."""
+        if _identity(self.path) != self._opened_file:
+            self._abandon()
+            raise StorageError(
+                f"{self.path} was deleted or replaced while it was in use; nothing was stored, and what was in the old "
+                "file is gone from here. The next call opens what is there now"
+            )
+        self._seen_in_place = SystemClock.monotonic()
 
     def writer(self) -> sqlite3.Connection:
         """The writing connection, opened at first use."""
@@ -130,8 +143,15 @@ class Connections:
     def _open_writer(self) -> sqlite3.Connection:
         with self._opening:
             if self._writer is None:
-                self._check_path()
+                try:
+                    self._check_path()
+                except StorageError:
+                    raise
+                except OSError as error:  # a directory above it may not be searched, the name is too long …
+                    raise StorageUnusable(f"{self.path} cannot be used: {error.strerror}") from error
                 self._writer = self._prepared()
+                self._opened_file = _identity(self.path)
+                self._seen_in_place = SystemClock.monotonic()
             return self._writer
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -177,7 +197,7 @@ class Connections:
             frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
             if frames > RESTART_ABOVE:
                 with self.turnstile:
-                    connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+                    _restart_wal(connection)
         except sqlite3.Error as error:
             if _code(error) not in _BUSY:  # busy: somebody reads or checkpoints; the next one will do it
                 raise self.translated(error) from error
@@ -242,6 +262,16 @@ class Connections:
                     connection.execute("ROLLBACK")
                 raise
 
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        for _ in range(self._attempts - 1):
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if _code(error) not in _BUSY:
+                    raise
+        connection.execute("BEGIN IMMEDIATE")
+
     def _use_wal(self, connection: sqlite3.Connection) -> None:
         """Convert only if needed: the PRAGMA bypasses the busy handler, and another process may be doing the same."""
         for attempt in range(100):
@@ -305,9 +335,31 @@ class Connections:
         return StorageError(f"{self.path}: {error}; nothing was stored")
 
 
+def _restart_wal(connection: sqlite3.Connection) -> None:
+    """Checkpoint, and have the next writer begin at the start of the WAL, unless somebody reads an older state.
+
+    RESTART would wait for such readers with the write lock in its hand: with a forgotten transaction in a database
+    shell, every writer stood still for 2 s at each checkpoint.
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SLICE * 1000)}")
+
+
 def _code(error: sqlite3.Error) -> int:
     """The primary result code (the low byte of the extended one)."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at this path; ``None``: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _journal_mode(connection: sqlite3.Connection) -> str:

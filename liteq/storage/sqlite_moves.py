@@ -44,21 +44,27 @@ def apply(connection: sqlite3.Connection, transitions: Sequence[Transition], *, 
     """
     if not together or len({transition.seq for transition in transitions}) < len(transitions):
         return [_apply_one(connection, transition) for transition in transitions]
-    successes = [transition for transition in transitions if _is_plain_success(transition)]
-    _finish_together(connection, successes)
-    return [_is_plain_success(transition) or _apply_one(connection, transition) for transition in transitions]
+    plain = [_is_plain_success(transition) for transition in transitions]
+    if all(plain):
+        _finish_together(connection, transitions)
+        return plain
+    _finish_together(connection, [one for one, is_plain in zip(transitions, plain, strict=True) if is_plain])
+    return [is_plain or _apply_one(connection, one) for one, is_plain in zip(transitions, plain, strict=True)]
+
+
+_SUCCEEDED, _RUNNING = JobState.SUCCEEDED, JobState.RUNNING
 
 
 def _is_plain_success(transition: Transition) -> bool:
     return (
-        transition.target is JobState.SUCCEEDED
-        and transition.source is JobState.RUNNING
+        transition.target is _SUCCEEDED
+        and transition.source is _RUNNING
         and transition.record is None
         and transition.consume is None
     )
 
 
-def _finish_together(connection: sqlite3.Connection, transitions: list[Transition]) -> None:
+def _finish_together(connection: sqlite3.Connection, transitions: Sequence[Transition]) -> None:
     by_claim: dict[int, list[int]] = {}
     for transition in transitions:
         by_claim.setdefault(transition.claim, []).append(transition.seq)
@@ -149,8 +155,9 @@ def _apply_one(connection: sqlite3.Connection, transition: Transition) -> bool:
         connection.execute(_INSERT_ATTEMPT, (seq, *transition.record))
     if transition.source is JobState.RUNNING:
         connection.execute("DELETE FROM liteq_progress WHERE id = ?", (seq,))
-    if transition.consume is not None:
-        swap_mark(connection, transition.consume[0], transition.consume[1], None)
+    for key in (transition.drop_mark, transition.consume and transition.consume[0]):
+        if key is not None:
+            connection.execute("DELETE FROM liteq_mark WHERE key = ?", (key,))
     return True
 
 

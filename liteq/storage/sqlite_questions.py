@@ -152,8 +152,9 @@ def _conditions(state: JobState, query: JobFilter) -> tuple[list[str], dict[str,
     conditions: list[str] = []
     values: dict[str, object] = {}
 
-    def require(condition: str, name: str, value: object) -> None:
-        conditions.append(condition)
+    def require(condition: str | None, name: str, value: object) -> None:
+        """``None``: no job of this table can match."""
+        conditions.append(condition or "FALSE")
         values[name] = value
 
     if state is JobState.SUCCEEDED and query.states:
@@ -173,15 +174,15 @@ def _conditions(state: JobState, query: JobFilter) -> tuple[list[str], dict[str,
     if query.after is not None:
         require(f"s.id {'<' if query.newest_first else '>'} :after", "after", query.after)
     if query.owner is not None:
-        require("s.owner = :owner" if state is JobState.RUNNING else "0 = :owner", "owner", query.owner)
+        require("s.owner = :owner" if state is JobState.RUNNING else None, "owner", query.owner)
     if query.reason is not None:
-        require("s.reason = :reason" if state is JobState.BLOCKED else "0 = :reason", "reason", query.reason)
+        require("s.reason = :reason" if state is JobState.BLOCKED else None, "reason", query.reason)
     if query.finished_before is not None:
         done = state is JobState.SUCCEEDED
-        require("s.finished < :before" if done else "0 = :before", "before", query.finished_before)
+        require("s.finished < :before" if done else None, "before", query.finished_before)
     if query.expired_at is not None:
         waiting = state in (JobState.READY, JobState.SCHEDULED, JobState.BLOCKED)
-        require(_EXPIRED if waiting else "0 = :now", "now", query.expired_at)
+        require(_EXPIRED if waiting else None, "now", query.expired_at)
     return conditions, values
 
 

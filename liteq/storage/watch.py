@@ -366,10 +366,10 @@ class InotifyWatch(Watch):
         return change | Change.DATA if blind else change
 
     def _arm_wal(self, inotify: _Inotify) -> Change:
-        if self._directory.number is None:
-            inotify.arm(self._directory)
-        # After its directory, so that it cannot be created unnoticed in between.
         change = inotify.arm(self._wal)
+        if not change and self._directory.number is None:
+            inotify.arm(self._directory)
+            change = inotify.arm(self._wal)  # it may have been created in between
         if change:
             inotify.disarm(self._directory)
         return change
@@ -486,6 +486,8 @@ def _look_at(path: Path) -> _Trace | None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StorageError(f"cannot watch {path}: {error.strerror}") from error
     return _Trace(status.st_ino, status.st_mtime_ns, status.st_size)
 
 
@@ -499,6 +501,9 @@ class PollingWatch(Watch):
             while, up to ``slowest``.
         slowest: seconds.
         clock: for tests.
+
+    Raises:
+        StorageError: a directory on the way may not be entered (also from `changed`).
     """
 
     def __init__(

@@ -123,7 +123,7 @@ class Crontab(Trigger):
             gap = gap_end(slot, first, second, clock)
             if second - first <= LONGEST_GAP:
                 return gap
-            reading = reading_at(gap, second) - ONE_SECOND
+            reading = max(reading_at(gap, second) - ONE_SECOND, slot)
 
     def _in_real_time(self, instant: datetime, clock: tzinfo) -> datetime | None:
         """The next run by the rule for real time, whatever the clock does.
@@ -148,6 +148,7 @@ class Crontab(Trigger):
                     once = instant_at(slot, first)
                     return once if once > instant else instant_at(slot, second)
                 change = gap_end(slot, first, second, clock)
+            change = max(change, since + ONE_SECOND)  # a tzinfo that contradicts itself must not stop the search
             offset = offset_at(change, clock)
             reading, since = reading_at(change, offset) - ONE_SECOND, change
 

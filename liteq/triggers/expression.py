@@ -39,6 +39,7 @@ MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", 
 WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 
 _LONGEST_NUMBER = 9
+_LONGEST_LIST = 100
 _LONGEST_QUOTE = 40
 
 
@@ -187,8 +188,8 @@ def _read_field(text: str, field: _Field, named: bool) -> int:
         foreign = next(character for character in text if not character.isascii())
         _refuse(label, text, text, f"has a character that is not ASCII: {foreign!r} (U+{ord(foreign):04X})")
     mask = 0
-    for item in text.upper().split(","):
-        mask |= field.sets.get(item) or _read_item(item, field, label, text)
+    for item in text.split(","):
+        mask |= field.sets.get(item.upper()) or _read_item(item, field, label, text)
     return mask
 
 
@@ -219,7 +220,7 @@ def _run(start: int, end: int, step: int, field: _Field) -> int:
 
 def _value(text: str, field: _Field, label: str, item: str, whole: str) -> int:
     """One end of a run, or a value alone."""
-    number = field.values.get(text)
+    number = field.values.get(text.upper())
     if number is None and len(text) <= _LONGEST_NUMBER and text.isdigit():
         number = field.values.get(text.lstrip("0") or "0")
     if number is None:
@@ -252,7 +253,7 @@ def _step(text: str, field: _Field, label: str, item: str, whole: str) -> int:
 
 def _refuse(label: str, item: str, whole: str, why: str) -> NoReturn:
     """Raise the error about one item of a field."""
-    place = "" if item in (whole, whole.upper()) else f" (in {quoted(whole)})"
+    place = "" if item == whole else f" (in {quoted(whole)})"
     raise TriggerError(f"crontab {label}: {quoted(item)} {why}{place}")
 
 
@@ -267,6 +268,8 @@ def keyword_text(value: object, argument: str) -> str:
         TypeError: it is something else.
         TriggerError: it is empty, or holds a blank.
     """
+    if isinstance(value, list | tuple | range | set | frozenset) and len(value) > _LONGEST_LIST:
+        raise TriggerError(f"crontab {argument}: {len(value)} values are more than any field has")
     if isinstance(value, list | tuple | range):
         text = ",".join(_one_keyword_text(item, argument) for item in value)
     elif isinstance(value, set | frozenset):

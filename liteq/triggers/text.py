@@ -64,7 +64,7 @@ def parse_trigger(text: str) -> Trigger:
     reader = _Reader(text)
     trigger = reader.either()
     if reader.peek():
-        reader.refuse(f"{quoted(reader.peek())} is not understood here")
+        reader.refuse(f"{reader.here()} is not understood here")
     return trigger
 
 
@@ -84,6 +84,10 @@ class _Reader:
     def peek(self) -> str:
         """The next word in lower case, empty at the end."""
         return self._words[self._place].lower() if self._place < len(self._words) else ""
+
+    def here(self) -> str:
+        """The next word as it is shown in a message."""
+        return quoted(self._words[self._place])
 
     def either(self) -> Trigger:
         """Triggers with ``|`` between them."""
@@ -119,7 +123,7 @@ class _Reader:
             return self._zoned(at(*(self._moment(text) for text in self._take("a moment").split(","))))
         words = self._until_stop()
         if not words:
-            self.refuse(f"a trigger is missing before {quoted(self.peek())}" if self.peek() else "it is empty")
+            self.refuse(f"a trigger is missing before {self.here()}" if self.peek() else "it is empty")
         return expression_trigger(" ".join(words))
 
     def _every(self) -> Trigger:
@@ -136,9 +140,7 @@ class _Reader:
         self._count_layer()
         match word.lower():
             case "between":
-                start = self._edge(self._take("a start"))
-                self._expect("and")
-                return trigger.between(start, self._edge(self._take("an end")))
+                return trigger.between(*self._edges())
             case "since":
                 return trigger.between(self._edge(self._take("a start")), None)
             case "until":
@@ -189,6 +191,15 @@ class _Reader:
         """A date in ISO 8601."""
         return self._parsed(date.fromisoformat, text, "a date such as 2030-12-24")
 
+    def _edges(self) -> tuple[datetime | date | time, datetime | date | time]:
+        """Both ends of a window, which are two of a kind."""
+        start = self._edge(self._take("a start"))
+        self._expect("and")
+        end = self._edge(self._take("an end"))
+        if type(start) is not type(end):
+            self.refuse(f"{start} and {end} must be two moments, two dates or two times of day")
+        return start, end
+
     def _edge(self, text: str) -> datetime | date | time:
         """An end of a window: a time of day, a date or a moment."""
         if ":" in text[:3]:
@@ -228,7 +239,7 @@ class _Reader:
     def _expect(self, word: str) -> None:
         """Read a word that must come next."""
         if not self._skip(word):
-            self.refuse(f"{word!r} is missing before {quoted(self.peek())}" if self.peek() else f"{word!r} is missing")
+            self.refuse(f"{word!r} is missing before {self.here()}" if self.peek() else f"{word!r} is missing")
 
     def _count_layer(self) -> None:
         self._layers += 1

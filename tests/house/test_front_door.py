@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import liteq
+from liteq import definition
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -147,7 +148,7 @@ def modules_loaded_by(statement: str) -> set[str]:
     return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
 
 
-@pytest.fixture(scope="module", params=["import liteq", "from liteq import LiteQ; LiteQ('never.db')"])
+@pytest.fixture(scope="module", params=["import liteq", "from liteq import LiteQ"])
 def loaded(request: pytest.FixtureRequest) -> set[str]:
     modules = modules_loaded_by(request.param)
     assert "liteq" in modules
@@ -209,7 +210,7 @@ def test_every_public_method_says_what_it_does(name: str) -> None:
         for attribute, member in members.items()
         if not attribute.startswith("_") and _is_written_here(member) and not inspect.getdoc(member)
     ]
-    assert silent == [], "without a docstring"
+    assert not silent, f"without a docstring: {', '.join(silent)}"
 
 
 def _is_written_here(member: object) -> bool:
@@ -218,15 +219,22 @@ def _is_written_here(member: object) -> bool:
     return inspect.isfunction(function) and function.__module__.partition(".")[0] == "liteq"
 
 
+def test_types_and_program_agree_on_the_options_of_a_task_and_of_a_call() -> None:
+    of_a_task = {*definition.OPTION_NAMES, "name", "aliases"}
+    assert {*definition.TaskOptions.__annotations__, "context"} == of_a_task
+    of_a_call = {"eta", "delay", "priority", "queue", "id", "expires", *definition.PER_CALL}
+    assert set(definition.CallKeywords.__annotations__) == of_a_call
+
+
 def test_importing_liteq_loads_nothing_heavy(loaded: set[str]) -> None:
     heavy = {module for module in loaded if module in HEAVY or module.partition(".")[0] in HEAVY}
-    assert heavy == set()
+    assert not heavy, f"import these where they are used: {', '.join(sorted(heavy))}"
 
 
 def test_importing_liteq_stays_light(loaded: set[str]) -> None:
     own, others = {name for name in loaded if is_liteq(name)}, {name for name in loaded if not is_liteq(name)}
-    assert len(own) <= MODULES_OF_LITEQ, sorted(own)
-    assert len(others) <= MODULES_BEYOND, sorted(others)
+    assert len(own) <= MODULES_OF_LITEQ, f"{len(own)}: {' '.join(sorted(own))}"
+    assert len(others) <= MODULES_BEYOND, f"{len(others)}: {' '.join(sorted(others))}"
 
 
 def test_importing_liteq_loads_no_edge_and_no_consumer(loaded: set[str]) -> None:

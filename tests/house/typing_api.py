@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from liteq import Attempt, Job, JobState, LiteQ, Progress, Result, ResultGroup, Signature, TaskContext
+from liteq import Job, JobState, LiteQ, Progress, Result, ResultGroup, Signature, TaskContext, TaskFailed
 
 app = LiteQ("app.db", timezone=UTC, durability="normal", result_ttl=timedelta(days=1), failed_ttl=None)
 
@@ -58,7 +58,7 @@ def results_have_the_type_of_the_function(result: Result[int]) -> None:
     assert_type(result.get(timeout=5), int)
     assert_type(result.id, str)
     assert_type(result.is_ready(), bool)
-    assert_type(result.error, Attempt | None)
+    assert_type(result.error, TaskFailed | None)
     assert_type(result.state, JobState)
     assert_type(result.progress, Progress | None)
     assert_type(result.job(), Job)
@@ -92,6 +92,8 @@ def one_call_may_differ() -> None:
     assert_type(add.using(eta=datetime.now(UTC)).map([1]), ResultGroup[int])
     assert_type(add.schedule((1, 2), delay=timedelta(minutes=1)), Result[int])
     add.using(delay=10)("1")  # type: ignore[arg-type]
+    add.using(dealy=10)  # type: ignore[call-arg]
+    add.using(delay="soon")  # type: ignore[arg-type]
     add.schedule((1, 2), eta="tomorrow")  # type: ignore[arg-type]
 
 
@@ -104,8 +106,9 @@ def options_are_checked() -> None:
     LiteQ(storage=7)  # type: ignore[arg-type]
     LiteQ(durability="some")  # type: ignore[arg-type]
     LiteQ(serialiser="json")  # type: ignore[call-arg]
-    app.task(name=3)  # type: ignore[call-overload]
-    app.task(add, add)  # type: ignore[call-overload]
+    app.task(retries="3")  # type: ignore[call-overload]
+    app.task(retrys=3)  # type: ignore[call-overload]
+    app.task(add, retries=3)  # type: ignore[call-overload]
 
 
 def a_call_can_be_kept_for_later() -> None:

@@ -471,16 +471,16 @@ def test_a_file_that_got_the_number_of_a_closed_descriptor_is_not_closed(turnsti
     with turnstile:
         pass
     assert turnstile._gates is not None
-    with (tmp_path / "stranger").open("w") as stranger:
-        for gate in turnstile._gates:
-            os.dup2(stranger.fileno(), gate)
-        numbers = turnstile._gates
-        with pytest.raises(StorageError):
-            turnstile.acquire()
-        for number in numbers:
-            assert os.path.samestat(os.fstat(number), os.fstat(stranger.fileno()))
-            os.close(number)
-        assert not is_locked(tmp_path / "stranger")
+    for number in turnstile._gates:
+        with (tmp_path / f"stranger-{number}").open("w") as stranger:
+            os.dup2(stranger.fileno(), number)
+    numbers = turnstile._gates
+    with pytest.raises(StorageError):
+        turnstile.acquire()
+    for number in numbers:
+        assert os.path.samestat(os.fstat(number), (tmp_path / f"stranger-{number}").stat())
+        assert not is_locked(tmp_path / f"stranger-{number}")
+        os.close(number)
     with turnstile:
         pass
 
@@ -1172,6 +1172,14 @@ def windows(monkeypatch: pytest.MonkeyPatch, msvcrt: Msvcrt) -> Any:
     """The module as it is on Windows, where besides no open file can be deleted."""
     module = load_locks(monkeypatch, msvcrt)
     monkeypatch.setattr(module, "_OPEN_FILES_CAN_BE_DELETED", False)
+    unlink = Path.unlink
+
+    def unlink_what_is_closed(self: Path, missing_ok: bool = False) -> None:
+        if any(link.endswith(f" {self}") for link in open_files()):
+            raise PermissionError(errno.EACCES, "used by another process")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_what_is_closed)
     return module
 
 
@@ -1229,15 +1237,9 @@ def test_windows_knows_the_dead(windows: Any, path: Path) -> None:
     assert not path.exists()
 
 
-def test_windows_leaves_a_file_that_somebody_looks_at(
-    windows: Any, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Path, missing_ok: bool = False) -> None:
-        raise PermissionError(errno.EACCES, "used by another process")
-
+def test_windows_leaves_a_file_that_somebody_looks_at(windows: Any, path: Path) -> None:
     slot = windows.Slot.take(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", refuse)
+    with path.open():
         slot.release()
     assert windows.is_dead(path)
     assert path.exists()

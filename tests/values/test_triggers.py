@@ -317,7 +317,9 @@ REFUSED = [
     ("* * * * JAN", "day of week", "'JAN'"),
     ("* * * * MONDAY", "day of week", "'MONDAY'"),
     ("* * * * M", "day of week", "'M'"),
-    ("* * * January *", "month", "'JANUARY'"),
+    ("* * * January *", "month", "'January'"),
+    ("* * * * mon-", "day of week", "'mon-'"),
+    ("* * * * tue,Wednesday", "day of week", "'Wednesday'"),
     ("* * * * MON#0", "day of week", "'MON#0'"),
     ("* * * * MON#6", "day of week", "'MON#6'"),
     ("* * * * MON#", "day of week", "'MON#'"),
@@ -469,6 +471,7 @@ def test_both_day_fields_must_match_in_the_keyword_form() -> None:
         ({"hour": [1, "2 3"]}, "hour"),
         ({"day": "\u0661"}, "day"),
         ({"month": 10**6000}, "month"),
+        ({"minute": range(10**12)}, "minute"),
         ({"timezone": "Mars/Olympus"}, "timezone"),
         ({"timezone": ""}, "timezone"),
         ({"timezone": "../etc/passwd"}, "timezone"),
@@ -1264,7 +1267,7 @@ def test_what_a_person_types_is_understood(text: str, trigger: Trigger) -> None:
         ("at", "missing"),
         ("at tomorrow", "'tomorrow'"),
         ("at 2024-13-01", "'2024-13-01'"),
-        ("at 2024-01-01T09:00 2024-01-02T09:00", "'2024-01-02t09:00'"),
+        ("at 2024-01-01T09:00 2024-01-02T09:00", "'2024-01-02T09:00'"),
         ("at \u0662\u0660\u0662\u0664-01-01", "moment"),
         ("(@daily", "')' is missing"),
         ("@daily)", "not understood here"),
@@ -1273,7 +1276,7 @@ def test_what_a_person_types_is_understood(text: str, trigger: Trigger) -> None:
         ("@daily & & @hourly", "missing before '&'"),
         ("@daily between 09:00", "'and' is missing"),
         ("@daily between 09:00 and", "missing"),
-        ("@daily between 09:00 and 2024-01-01", "two datetimes"),
+        ("@daily between 09:00 and 2024-01-01", "two moments"),
         ("@daily between 9 and 17", "'9'"),
         ("@daily until 17:00", "both its start and its end"),
         ("@daily except christmas", "'christmas'"),
@@ -1289,7 +1292,7 @@ def test_what_a_person_types_is_understood(text: str, trigger: Trigger) -> None:
     ],
 )
 def test_a_text_that_cannot_be_read_is_refused_with_its_part(text: str, quoted: str) -> None:
-    with pytest.raises((TriggerError, TypeError)) as caught:
+    with pytest.raises(TriggerError) as caught:
         parse_trigger(text)
     assert quoted in str(caught.value)
     assert len(str(caught.value)) < 300

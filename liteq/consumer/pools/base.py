@@ -47,6 +47,11 @@ class Pool(ABC):
 
     @property
     @abstractmethod
+    def ready(self) -> int:
+        """How many workers can run jobs; fewer than were asked for while some are starting."""
+
+    @property
+    @abstractmethod
     def held(self) -> int:
         """How many jobs were fed and not yet collected."""
 
@@ -58,6 +63,14 @@ class Pool(ABC):
     @abstractmethod
     def take_back(self) -> list[Job]:
         """The jobs that no worker has been given; they are not the pool's any more."""
+
+    @abstractmethod
+    def withdraw(self, seq: int) -> Job | None:
+        """Take back this one job, if no worker has been given it; ``None`` otherwise."""
+
+    @abstractmethod
+    def recall(self) -> None:
+        """Get back from the workers what they have been given and not begun; it joins the backlog, at once or soon."""
 
     @abstractmethod
     def running(self) -> list[Job]:

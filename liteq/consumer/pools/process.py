@@ -37,6 +37,8 @@ from liteq.job import Ending, Job, Outcome, Progress
 
 #: How much work a worker may be given at once, in seconds, and how many jobs.
 AT_ONCE, MOST_AT_ONCE = 0.002, 32
+#: A worker that is busy with one job for so long, in seconds, gives back those behind it.
+RECALL_AFTER = 0.02
 #: Seconds until a worker that did not come up is started again: doubled from the first to the last.
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 #: Seconds a worker is given to leave by itself.
@@ -141,6 +143,8 @@ class ProcessPool(Pool):
                     self._end(one, unpack_outcome(values))
                 case ("progress", seq, *step):
                     self._progress[seq] = Progress(*step)
+                case ("back", seqs):
+                    self._backlog.extendleft(reversed(one.give_back(set(seqs))))
                 case ("ready",):
                     one.ready = True
                     self._failures = 0
@@ -168,6 +172,10 @@ class ProcessPool(Pool):
         return said
 
     @property
+    def ready(self) -> int:
+        return sum(one.takes_jobs for one in self._workers)
+
+    @property
     def held(self) -> int:
         given = sum(len(one.jobs) for one in (*self._workers, *self._leaving))
         return len(self._backlog) + given + len(self._ended)
@@ -180,6 +188,17 @@ class ProcessPool(Pool):
         taken = list(self._backlog)
         self._backlog.clear()
         return taken
+
+    def withdraw(self, seq: int) -> Job | None:
+        for job in self._backlog:
+            if job.seq == seq:
+                self._backlog.remove(job)
+                return job
+        return None
+
+    def recall(self) -> None:
+        for one in (*self._workers, *self._leaving):
+            one.recall()
 
     def running(self) -> list[Job]:
         return [job for one in (*self._workers, *self._leaving) for job in one.jobs]
@@ -212,7 +231,9 @@ class ProcessPool(Pool):
             return
         while len(self._workers) < self.size:
             siblings = [one.socket.fileno() for one in (*self._workers, *self._leaving)]
-            one = self._starter.start(siblings)
+            numbers = {other.number for other in (*self._workers, *self._leaving)}
+            free = next(number for number in range(2 * self.size + 1) if number not in numbers)
+            one = self._starter.start(free, siblings)
             self._workers.append(one)
             if self._selector is not None:
                 one.register(self._selector)
@@ -238,28 +259,37 @@ class ProcessPool(Pool):
     def _supervise_one(self, one: WorkerProcess, now: float) -> float | None:
         if not one.jobs:
             return None
-        if one.kill_at is None:
-            options = self._starter.options(one.jobs[0])
-            if options is None:
+        dates = [date for date in (self._kill_date(one), one.recall_date()) if date is not None]
+        if dates and min(dates) <= now:
+            if one.kill_at is not None and one.kill_at <= now:
+                one.kill()
                 return None
-            one.kill_at = one.busy_since + options + GRACE
+            one.recall()
+            return one.kill_at
+        return min(dates, default=None)
+
+    def _kill_date(self, one: WorkerProcess) -> float | None:
+        """When the worker is to be killed if its job has not ended by then."""
+        if one.kill_at is None:
+            timeout = self._starter.timeout(one.jobs[0])
+            if timeout is None:
+                return None
+            one.kill_at = one.busy_since + timeout + GRACE
             one.kill_as = Ending.TIMEOUT
-        if one.kill_at <= now:
-            one.kill()
-            return None
         return one.kill_at
 
     def cancel(self, seq: int, *, stop: bool) -> None:
         for one in (*self._workers, *self._leaving):
             if any(job.seq == seq for job in one.jobs):
-                one.send(("cancel", seq))
-                if stop:
+                one.send(("cancel", seq))  # if it has not begun it, that is enough
+                if stop and one.jobs[0].seq == seq:
                     one.interrupt(seq, self.clock.monotonic())
 
     def interrupt(self) -> None:
         now = self.clock.monotonic()
         for one in (*self._workers, *self._leaving):
             if one.jobs:
+                one.recall()
                 one.interrupt(one.jobs[0].seq, now)
 
     def stop(self) -> None:
@@ -284,7 +314,8 @@ def _load(one: WorkerProcess) -> float:
 class WorkerProcess:
     """One worker process as its consumer sees it."""
 
-    def __init__(self, process: BaseProcess, channel: socket.socket) -> None:
+    def __init__(self, number: int, process: BaseProcess, channel: socket.socket) -> None:
+        self.number = number
         self.process = process
         self.socket = channel
         self.pid = process.pid or 0
@@ -297,6 +328,7 @@ class WorkerProcess:
         self.busy_since = 0.0
         self.kill_at: float | None = None
         self.kill_as = Ending.CRASHED
+        self._recalled = False
         self._weights: deque[float] = deque()
         self._unframer = Unframer()
         self._unsent = bytearray()
@@ -333,6 +365,26 @@ class WorkerProcess:
         self.busy_since = now
         self.kill_at = None
         self.kill_as = Ending.CRASHED
+        self._recalled = False
+
+    def recall_date(self) -> float | None:
+        """When to ask back what is behind its present job; ``None``: there is nothing, or it was asked already."""
+        return self.busy_since + RECALL_AFTER if len(self.jobs) > 1 and not self._recalled else None
+
+    def recall(self) -> None:
+        """Ask back what it has not begun."""
+        if len(self.jobs) > 1 and not self._recalled:
+            self._recalled = True
+            self.send(("recall",))
+
+    def give_back(self, seqs: set[int]) -> list[Job]:
+        """These jobs are not its own any more."""
+        kept = [(job, weight) for job, weight in zip(self.jobs, self._weights, strict=True) if job.seq not in seqs]
+        given_back = [job for job in self.jobs if job.seq in seqs]
+        self.jobs = deque(job for job, _ in kept)
+        self._weights = deque(weight for _, weight in kept)
+        self.load = sum(self._weights)
+        return given_back
 
     def last_outcome(self, job: Job, now: float, how: str) -> Outcome:
         """What became of the job that the worker was running when it died."""
@@ -489,7 +541,7 @@ class _Starter:
                 "or name it with app_path='module:name'"
             )
 
-    def options(self, job: Job) -> float | None:
+    def timeout(self, job: Job) -> float | None:
         """The job's timeout in seconds, if it has one."""
         definition = self._runtime.tasks.get(job.task)
         return None if definition is None else definition.for_job(job).timeout
@@ -516,11 +568,11 @@ class _Starter:
                 else:
                     os.environ[name] = value
 
-    def start(self, siblings: list[int]) -> WorkerProcess:
+    def start(self, number: int, siblings: list[int]) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         forked = self._method == "fork"
         closed = (*siblings, ours.fileno()) if forked else ()
-        setup = worker.WorkerSetup(self._app_path, [one or os.getcwd() for one in sys.path], self._log, closed)  # noqa: PTH109
+        setup = worker.WorkerSetup(number, self._app_path, [one or os.getcwd() for one in sys.path], self._log, closed)  # noqa: PTH109
         runtime = self._runtime if forked else None
         lent = None if self._liveness is None else os.dup(self._liveness)
         try:
@@ -532,7 +584,7 @@ class _Starter:
             theirs.close()
             if lent is not None:
                 os.close(lent)
-        return WorkerProcess(process, ours)
+        return WorkerProcess(number, process, ours)
 
 
 class _Lent:

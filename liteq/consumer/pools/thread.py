@@ -20,6 +20,7 @@ from liteq.engine import Ended
 from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, close_loop, execute
 from liteq.job import Ending, Job, Outcome, Progress
+from liteq.storage import begun
 
 
 class ThreadPool(Pool):
@@ -29,11 +30,21 @@ class ThreadPool(Pool):
         runtime: the app's.
         size: how many threads.
         wake: wakes the dispatcher; callable from any thread.
+        liveness: the consumer's slot file, to record in what was begun; ``None``: there is none.
         max_tasks: replace a thread after so many jobs; ``None``: never.
     """
 
-    def __init__(self, runtime: Runtime, size: int, wake: Callable[[], None], max_tasks: int | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        size: int,
+        wake: Callable[[], None],
+        *,
+        liveness: int | None = None,
+        max_tasks: int | None = None,
+    ) -> None:
         self.runtime = runtime
+        self.liveness = liveness if begun.CAN_RECORD else None
         self.size = size
         self.max_tasks = max_tasks
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -47,7 +58,7 @@ class ThreadPool(Pool):
 
     def start(self) -> None:
         while len(self._slots) < self.size:
-            self._slots.append(ThreadSlot(self))
+            self._slots.append(ThreadSlot(self, len(self._slots)))
 
     def watch(self, selector: BaseSelector) -> None:
         return None  # threads call `wake`
@@ -74,6 +85,10 @@ class ThreadPool(Pool):
         return said
 
     @property
+    def ready(self) -> int:
+        return self.size
+
+    @property
     def held(self) -> int:
         return self._held
 
@@ -91,6 +106,18 @@ class ThreadPool(Pool):
         except Empty:
             self._held -= len(taken)
             return taken
+
+    def withdraw(self, seq: int) -> Job | None:
+        found = None
+        for job in self.take_back():
+            if job.seq == seq:
+                found = job
+            else:
+                self.feed((job,))
+        return found
+
+    def recall(self) -> None:
+        return None  # a thread takes a job only to begin it
 
     def running(self) -> list[Job]:
         return [job for slot in self._slots if (job := slot.job) is not None]
@@ -119,7 +146,7 @@ class ThreadPool(Pool):
         return min((date for date in (slot.deadline, slot.give_up_at) if date is not None), default=None)
 
     def _replace(self, slot: ThreadSlot) -> None:
-        self._slots[self._slots.index(slot)] = ThreadSlot(self)
+        self._slots[slot.number] = ThreadSlot(self, slot.number)
 
     def _give_up(self, slot: ThreadSlot) -> None:
         """Settle the job of a thread that nothing stops, without a retry: it may still be running."""
@@ -169,8 +196,11 @@ class ThreadPool(Pool):
 class ThreadSlot:
     """One worker thread, and the Deadline and Channel of what it runs."""
 
-    def __init__(self, pool: ThreadPool) -> None:
+    passes_on = ()
+
+    def __init__(self, pool: ThreadPool, number: int) -> None:
         self._pool = pool
+        self.number = number
         self._lock = threading.Lock()
         self.job: Job | None = None
         self.started = 0.0
@@ -213,6 +243,8 @@ class ThreadSlot:
             return Outcome(job.seq, job.claim, Ending.INTERRUPTED, self.started, now)
 
     def _begin(self, job: Job) -> None:
+        if self._pool.liveness is not None:
+            begun.record(self._pool.liveness, self.number, job.seq)
         self.started = self._pool.runtime.clock.now()
         self.cancelled = self.interrupted = False
         self.job = job

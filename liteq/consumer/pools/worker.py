@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from liteq.consumer.pools.messages import Unframer, frame, pack_outcome, unpack_
 from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, close_loop, execute
 from liteq.job import Ending, Job, Outcome, Progress
+from liteq.storage import begun
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -34,12 +35,14 @@ class WorkerSetup:
     """What a worker process is told at its start.
 
     Args:
+        number: which of the pool's workers it is, from 0.
         app_path: the app to import; empty: ``runtime`` is inherited (only by a fork).
         import_path: the consumer's ``sys.path``.
         log: where its log lines go; ``None``: as they are set up where it is forked from.
         siblings: descriptors of the consumer's that a fork inherits and must close.
     """
 
+    number: int
     app_path: str
     import_path: list[str]
     log: LogSetup | None
@@ -52,20 +55,20 @@ def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Run
     Args:
         setup: see there.
         channel: this end of the socket to the consumer.
-        liveness: a copy of the consumer's lock, held so that a job still running here is not given to others; unused
-            otherwise.
+        liveness: a copy of the consumer's lock, held so that a job still running here is not given to others; in its file
+            is recorded what was begun.
         runtime: the app's, where it is inherited.
     """
     parent = _isolate(setup)
     if setup.log is not None:
         setup.log.apply()
-    held = liveness.detach() if hasattr(liveness, "detach") else liveness  # to the end of the process
+    slot = liveness.detach()  # held to the end of the process
     worker = None
     try:
         if runtime is None:
             sys.path[:] = setup.import_path + [one for one in sys.path if one not in setup.import_path]
             runtime = load_app(setup.app_path).engine.runtime
-        worker = _Worker(runtime, channel)
+        worker = _Worker(runtime, channel, setup.number, slot if begun.CAN_RECORD else None)
         for hook in runtime.on_startup:
             hook()
     except BaseException as error:  # noqa: BLE001 - told to the consumer, which knows what to do
@@ -74,7 +77,6 @@ def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Run
     if parent is not None and os.getppid() != parent:
         os._exit(1)  # it died before the kernel was asked to tell us
     worker.run()
-    del held
 
 
 def _isolate(setup: WorkerSetup) -> int | None:
@@ -114,8 +116,10 @@ def _tell_why_not(channel: socket.socket, error: BaseException) -> None:
 class _Worker:
     """The two threads of a worker process."""
 
-    def __init__(self, runtime: Runtime, channel: socket.socket) -> None:
+    def __init__(self, runtime: Runtime, channel: socket.socket, number: int, slot: int | None) -> None:
         self._runtime = runtime
+        self._number = number
+        self._slot = slot
         self._socket = channel
         self._sending = threading.Lock()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -137,6 +141,10 @@ class _Worker:
 
     def _execute(self, job: Job) -> Outcome:
         started = self._runtime.clock.now()
+        if job.seq in self._cancelled:  # revoked on its way here
+            return Outcome(job.seq, job.claim, Ending.INTERRUPTED, started, started)
+        if self._slot is not None:
+            begun.record(self._slot, self._number, job.seq)
         try:
             return execute(job, self._runtime, self, self._alarm)
         except (Interrupted, TaskTimeout):  # raised by a signal that came a moment too late to be the task's
@@ -160,7 +168,8 @@ class _Worker:
     # ── Channel ──────────────────────────────────────────────────────────────────────────────────────
 
     def progress(self, job: Job, progress: Progress) -> None:
-        self._send(("progress", job.seq, *progress))
+        with self._alarm.held_off():  # half a message would be the end of the conversation
+            self._send(("progress", job.seq, *progress))
 
     def is_cancelled(self, job: Job) -> bool:
         return job.seq in self._cancelled
@@ -191,8 +200,22 @@ class _Worker:
                 job = self._job
                 if job is not None and job.seq == seq:
                     self._alarm.interrupt()
+            case ("recall",):
+                self._send(("back", self._drain()))
             case ("stop",):
                 self._jobs.put(None)
+
+    def _drain(self) -> list[int]:
+        """Take back what the main thread has not begun."""
+        drained: list[int] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is None:
+                    self._jobs.put(None)  # told to stop already: nothing comes behind that
+                    break
+                drained.append(job.seq)
+        return drained
 
 
 class _Alarm:
@@ -201,11 +224,15 @@ class _Alarm:
     What the signal does not stop (C code, a task that catches everything) is killed by the consumer.
     """
 
+    passes_on = ()
+
     def __init__(self) -> None:
         self.interrupted = False
         self._raises: type[BaseException] | None = None
         self._cancel_coroutine: Callable[[], object] | None = None
         self._body_runs = False
+        self._holding_off = False
+        self._held_off: type[BaseException] | None = None
         self._main = threading.main_thread().ident or 0
         self._by_signal = hasattr(signal, "setitimer")
         self._timer: threading.Timer | None = None
@@ -254,13 +281,29 @@ class _Alarm:
         elif self._body_runs:
             self._inject(Interrupted)
 
+    @contextlib.contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Nothing is raised inside by a signal; what came meanwhile is raised at the end."""
+        self._holding_off = True
+        try:
+            yield
+        finally:
+            self._holding_off = False
+        late, self._held_off = self._held_off, None
+        if late is not None:
+            raise late
+
     def _on_alarm(self, _number: int, _frame: object) -> None:
-        if self._body_runs:
-            raise TaskTimeout
+        self._raise(TaskTimeout)
 
     def _on_interrupt(self, _number: int, _frame: object) -> None:
-        if self._body_runs:
-            raise Interrupted
+        self._raise(Interrupted)
+
+    def _raise(self, error: type[BaseException]) -> None:
+        if self._holding_off:
+            self._held_off = error
+        elif self._body_runs:
+            raise error
 
     def _inject(self, error: type[BaseException] | None) -> None:
         import ctypes

@@ -1,0 +1,489 @@
+"""The app that the consumer tests run: tasks that do one thing each, good or bad, and hooks that leave traces.
+
+Worker processes import ``workshop:app`` (or ``workshop:wiser``, which knows one task more); the tests `build` the same
+tasks over a file of their own. A task that tells something tells it by a line in a file, so that it is seen whoever dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from liteq import Cancel, Fail, LiteQ, Retry, Snooze
+from liteq.context import TaskContext
+from liteq.job import Job
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_tasks: list[tuple[Callable[..., Any], dict[str, Any]]] = []
+
+#: What hooks saw in this process. Where to say that the worker stops, if somebody wants to know.
+STARTED_IN: list[int] = []
+SEEN: list[str] = []
+GOODBYES: list[str] = []
+
+
+def task(**options: Any) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        _tasks.append((function, options))
+        return function
+
+    return decorate
+
+
+def note(log: str, *words: object) -> None:
+    """Append a line; one write of one line, so that those of several processes do not mix."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, (" ".join(map(str, words)) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def lines(log: str | Path) -> list[str]:
+    """What was noted, in order."""
+    path = Path(log)
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_at(gate: str) -> None:
+    """Return once the file is there. Python code, so that it can be interrupted at any time."""
+    while not os.path.exists(gate):
+        time.sleep(0.002)
+
+
+# ── plain ones ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task()
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@task()
+def echo(value: Any) -> Any:
+    return value
+
+
+@task(store_result=False)
+def forget(value: Any) -> Any:
+    return value
+
+
+@task()
+def nothing() -> None:
+    return None
+
+
+@task()
+def write(log: str, word: Any) -> None:
+    note(log, word)
+
+
+@task()
+def where() -> tuple[int, int, str]:
+    """Process, group, thread."""
+    return os.getpid(), os.getpgrp() if hasattr(os, "getpgrp") else 0, threading.current_thread().name
+
+
+@task()
+def repeat(text: str, times: int) -> str:
+    return text * times
+
+
+@task()
+def size(text: str) -> int:
+    return len(text)
+
+
+@task(context=True)
+def about(task: TaskContext) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "name": task.name,
+        "queue": task.queue,
+        "priority": task.priority,
+        "attempt": task.attempt,
+        "retries_left": task.retries_left,
+        "remaining": task.time_remaining(),
+        "cancelled": task.is_cancelled(),
+    }
+
+
+# ── ones that fail ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Unlucky(Exception):
+    """An error of the app's own."""
+
+
+class Hopeless(Unlucky):
+    """One that no retry helps."""
+
+
+class Mute(Exception):
+    """An error that cannot say what it is, and takes its whole worker along if it is asked carelessly."""
+
+    def __str__(self) -> str:
+        raise SystemExit("no words")
+
+
+@task()
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+@task()
+def fail_oddly(message: bytes) -> None:
+    """With a message that could not be an argument."""
+    raise ValueError(message.decode("utf-8", "surrogatepass"))
+
+
+@task()
+def fail_because(message: str, cause: str) -> None:
+    try:
+        raise KeyError(cause)
+    except KeyError as error:
+        raise Unlucky(message) from error
+
+
+@task(context=True)
+def fail_until(attempt: int, task: TaskContext) -> int:
+    """Fail until the attempt of this number."""
+    if task.attempt < attempt:
+        raise Unlucky(f"attempt {task.attempt} of {task.attempt + task.retries_left}")
+    return task.attempt
+
+
+@task(retries=3, retry_on=(Unlucky,), give_up_on=(Hopeless,))
+def choose(kind: str) -> None:
+    raise {"unlucky": Unlucky, "hopeless": Hopeless, "other": ZeroDivisionError}[kind](kind)
+
+
+@task(context=True)
+def direct(what: str, delay: float | None, task: TaskContext) -> str:
+    """Raise a directive at the first attempt, and once more for Snooze, which costs none."""
+    if what == "cancel":
+        raise Cancel("nobody needs it")
+    if what == "fail":
+        raise Fail("it is no use")
+    if task.attempt == 1 and what == "retry":
+        raise Retry(delay, reason="not yet")
+    return f"attempt {task.attempt}"
+
+
+@task(context=True)
+def snooze_until(gate: str, delay: float, task: TaskContext) -> int:
+    if not os.path.exists(gate):
+        raise Snooze(delay)
+    return task.attempt
+
+
+@task()
+def leave(how: str) -> None:
+    """Try to end the program from inside."""
+    if how == "exit":
+        sys.exit(3)
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "mute":
+        raise Mute
+    if how == "base":
+        raise BaseException("of all exceptions")
+    raise GeneratorExit
+
+
+@task()
+def dig() -> None:
+    """Recurse for ever."""
+    dig()
+
+
+@task()
+def return_unstorable() -> object:
+    return object()
+
+
+# ── ones that take their time ────────────────────────────────────────────────────────────────────────────
+
+
+@task()
+def wait(gate: str, log: str, word: Any = "") -> str:
+    note(log, "began", word)
+    wait_at(gate)
+    note(log, "ended", word)
+    return f"through {word}".strip()
+
+
+@task()
+def pass_or_wait(gate: str | None, log: str, word: Any) -> None:
+    """Nothing at all without a gate: a task that is usually tiny."""
+    if gate is not None:
+        note(log, "began", word)
+        wait_at(gate)
+    note(log, "ended", word)
+
+
+@task(context=True)
+def wait_for_revoke(gate: str, task: TaskContext) -> str:
+    """Say how far it is, and go on until revoked."""
+    task.progress(1, 4, "a quarter")
+    while not task.is_cancelled():
+        if os.path.exists(gate):
+            return "the gate opened"
+        time.sleep(0.002)
+    return "revoked"
+
+
+@task()
+def wait_then_fail(gate: str, log: str) -> None:
+    note(log, "began")
+    wait_at(gate)
+    raise Unlucky("after the gate")
+
+
+@task(timeout=0.2)
+def spin(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+@task(timeout=0.2)
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@task(timeout=0.2)
+def insist(seconds: float) -> None:
+    """Catch whatever is raised into it, for so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            while time.monotonic() < until:
+                time.sleep(0.001)
+        except BaseException:  # noqa: BLE001 - a badly behaved task
+            continue
+
+
+@task(timeout=0.3)
+def clean_up(log: str) -> None:
+    """Use a timeout as it is meant: stop, and tidy up."""
+    try:
+        while True:
+            time.sleep(0.002)
+    except TimeoutError:
+        note(log, "tidied up")
+        raise
+
+
+# ── coroutines ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task()
+async def aadd(a: int, b: int) -> int:
+    await asyncio.sleep(0)
+    return a + b
+
+
+@task(timeout=0.2)
+async def asleep(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+@task(timeout=0.2)
+async def ablock(seconds: float) -> None:
+    """Block the loop, so that nothing but the worker's own deadline can end it."""
+    time.sleep(seconds)  # noqa: ASYNC251 - this is the point
+
+
+@task()
+async def afail(how: str) -> None:
+    await asyncio.sleep(0)
+    if how == "exit":
+        sys.exit(3)
+    if how == "timeout":  # the task's own, not its deadline
+        raise TimeoutError("of its own")
+    raise ValueError(how)
+
+
+@task()
+async def await_at(gate: str, log: str) -> None:
+    note(log, "began")
+    while not os.path.exists(gate):
+        await asyncio.sleep(0.002)
+
+
+@task()
+async def loop_id() -> int:
+    """Which loop this is: one worker keeps its own."""
+    return id(asyncio.get_running_loop())
+
+
+# ── ones that hurt their worker ──────────────────────────────────────────────────────────────────────────
+
+
+@task(max_crashes=2)
+def die(how: str, log: str) -> None:
+    note(log, "died")
+    if how == "exit":
+        os._exit(7)
+    os.kill(os.getpid(), getattr(signal, how))
+    time.sleep(60)
+
+
+@task()
+def die_once(log: str) -> str:
+    note(log, "here")
+    if len(lines(log)) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    return "alive"
+
+
+@task(timeout=0.2)
+def grind(kind: str, log: str, child: bool = False) -> None:
+    """Stay in C for minutes, where no Python signal handler runs; with a child that would outlive its worker."""
+    if child:
+        note(log, fork_a_sleeper())
+    note(log, "grinding", os.getpid())
+    if kind == "sum":
+        sum(range(10**10))
+    else:
+        re.match(r"(a+)+$", "a" * 40 + "b")
+
+
+@task()
+def grind_on(log: str) -> None:
+    """The same without a timeout."""
+    note(log, "grinding", os.getpid())
+    sum(range(10**10))
+
+
+@task()
+def leave_a_child(log: str, how: str) -> None:
+    """Die, and leave a child behind that holds everything the worker had open."""
+    note(log, fork_a_sleeper())
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(5)
+
+
+def fork_a_sleeper() -> int:
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+    return pid
+
+
+@task(timeout=0.3, context=True)
+def babble(task: TaskContext) -> None:
+    """Say more than a socket holds, until stopped in the middle of a word."""
+    while True:
+        task.progress(1, 2, "x" * 2_000_000)
+
+
+# ── what hooks saw ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@task()
+def started_in() -> tuple[list[int], int]:
+    return STARTED_IN, os.getpid()
+
+
+@task()
+def seen() -> list[str]:
+    return SEEN
+
+
+@task()
+def say_goodbye_in(log: str) -> int:
+    GOODBYES.append(log)
+    return os.getpid()
+
+
+@task()
+def guarded(log: str) -> None:
+    """`before` does not let it run."""
+    note(log, "ran")
+
+
+def before(job: Job) -> None:
+    if job.task.endswith(".guarded"):
+        raise Cancel("the guard said no")
+    if job.task.endswith(".forget"):
+        raise ValueError("a hook with a bug")
+
+
+def after(job: Job, value: Any, error: BaseException | None) -> None:
+    if job.task.endswith((".echo", ".fail")):
+        SEEN.append(f"{job.task} {value!r} {type(error).__name__}")
+    if job.task.endswith(".nothing"):
+        raise ValueError("a hook with a bug")
+
+
+def on_startup() -> None:
+    STARTED_IN.append(os.getpid())
+
+
+def on_shutdown() -> None:
+    for log in GOODBYES:
+        note(log, os.getpid())
+
+
+# ── the app ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def news() -> str:
+    """The task that only the wiser app knows."""
+    return "known by now"
+
+
+def build(path: str | Path, *, wise: bool = False, **options: Any) -> LiteQ:
+    """An app over a file of its own, with every task of this module.
+
+    Args:
+        wise: with `news`.
+    """
+    app = LiteQ(path, **({"durability": "normal"} | options))
+    for function, chosen in _tasks:
+        app.task(**chosen)(function)
+    app.task(enqueue_another(app))
+    if wise:
+        app.task(news)
+    app.pre_execute()(before)
+    app.post_execute()(after)
+    app.on_startup()(on_startup)
+    app.on_shutdown()(on_shutdown)
+    return app
+
+
+def enqueue_another(app: LiteQ) -> Callable[..., Any]:
+    """A task that uses the queue itself, wherever it runs."""
+
+    def enqueue_another(path: str) -> str:
+        with_file = app if str(app.storage.location) == path else build(path)
+        return with_file.tasks["workshop.echo"]("from inside").id
+
+    enqueue_another.__qualname__ = "enqueue_another"
+    return enqueue_another
+
+
+def tasks_of(app: LiteQ) -> Any:
+    """The app's tasks as attributes."""
+    return SimpleNamespace(**{name.removeprefix("workshop."): task for name, task in app.tasks.items()})
+
+
+# Only worker processes use these, for the tasks; nobody enqueues here.
+app = build("unused.db")
+wiser = build("unused.db", wise=True)
