@@ -71,7 +71,8 @@ class LiteQ:
         immediate: run tasks in the caller, on memory, through the same code; also ``LITEQ_IMMEDIATE=1``.
         serializer: ``"json"``, ``"pickle"`` or a Serializer.
         timezone: in which naive datetimes are read: an IANA name or a tzinfo.
-        durability: ``"full"``: what was enqueued survives power loss; ``"normal"``: it survives any crash of the program.
+        durability: ``"full"``: what was enqueued survives power loss; ``"normal"``: it survives any crash of the
+        program.
         result_ttl: seconds (or timedelta) after their end for which succeeded, revoked and expired jobs are kept;
             ``None``: for ever.
         failed_ttl: the same for failed ones.
@@ -238,8 +239,8 @@ class LiteQ:
         return await asyncio.to_thread(self.enqueue, signature)
 
     def batch(self) -> AbstractContextManager[None]:
-        """``with app.batch():`` stores everything enqueued inside in one transaction at the end, or nothing if the block
-        raises. The Results have their ids after the block."""
+        """``with app.batch():`` stores everything enqueued inside in one transaction at the end, or nothing if the
+        block raises. The Results have their ids after the block."""
         return self.engine.batch()
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────────
@@ -379,7 +380,9 @@ class LiteQ:
     # ── hooks ────────────────────────────────────────────────────────────────────────────────────────
 
     def signal(self, *names: str) -> Callable[[Receiver], Receiver]:
-        """``@app.signal(S.ERROR, ...)``: call ``receiver(signal, job, error)`` when it happens; no names: at everything."""
+        """``@app.signal(S.ERROR, ...)``: call ``receiver(signal, job, error)`` when it happens; no names: at
+        everything.
+        """
 
         check_names(names)  # now: `@app.signal` without parentheses would never get as far as `decorate`
 
@@ -394,7 +397,9 @@ class LiteQ:
         self._stored.signals.disconnect(receiver, *names)
 
     def pre_execute(self) -> Callable[[C], C]:
-        """``@app.pre_execute()``: call ``hook(job)`` in the worker before each task; raising Cancel there revokes the job."""
+        """``@app.pre_execute()``: call ``hook(job)`` in the worker before each task; raising Cancel there revokes the
+        job.
+        """
         return _collect(self._stored.runtime.before)
 
     def post_execute(self) -> Callable[[C], C]:
@@ -402,7 +407,9 @@ class LiteQ:
         return _collect(self._stored.runtime.after)
 
     def on_startup(self) -> Callable[[C], C]:
-        """``@app.on_startup()``: call ``hook()`` in each worker (process, or the process of the threads) as it starts."""
+        """``@app.on_startup()``: call ``hook()`` in each worker (process, or the process of the threads) as it
+        starts.
+        """
         return _collect(self._stored.runtime.on_startup)
 
     def on_shutdown(self) -> Callable[[C], C]:
@@ -475,7 +482,7 @@ def _checked_clock(clock: Clock | None) -> Clock:
     if clock is None:
         return SystemClock()
     if not all(callable(getattr(clock, method, None)) for method in ("now", "monotonic", "sleep")):
-        raise TypeError(f"clock takes an object with now(), monotonic() and sleep(), not {type(clock).__name__} {clock!r}")
+        raise TypeError(f"clock takes an object with now(), monotonic() and sleep(), not {type(clock).__name__}")
     return clock
 
 

@@ -119,7 +119,7 @@ def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) ->
     try:
         value = _run(job, definition, options, runtime, channel, deadline)
         result = None if value is None or not options.store_result else runtime.serializer.dumps(value)
-    except BaseException as error:  # noqa: BLE001 - whatever a task raises, SystemExit included, is its outcome
+    except BaseException as error:
         if isinstance(error, deadline.passes_on):
             raise
         deadline.stop()  # again: a deadline that came while it was being stopped has left it half done
@@ -316,7 +316,7 @@ def _described(error: BaseException, timeout: float | None) -> dict[str, Any]:
     name = kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
     try:
         message = str(error)
-    except Exception as problem:  # noqa: BLE001 - an error that cannot say what it is still has to be recorded
+    except BaseException as problem:  # noqa: BLE001 - an error that cannot say what it is still has to be recorded
         message = f"<str() of the error raised {type(problem).__name__}>"
     if isinstance(error, TaskTimeout) and not message:  # put into the thread as a class, without words
         message = f"the task ran longer than its timeout of {timeout or 0.0:g} s"

@@ -141,22 +141,30 @@ def decide(
     """
     ending = outcome.ending
     if ending == Ending.SUCCEEDED:
-        return Transition(
-            job.seq,
-            JobState.RUNNING,
-            outcome.claim,
-            JobState.SUCCEEDED,
-            None,
-            job.attempt,
-            job.base,
-            job.crashes,
-            outcome.started,
-            outcome.finished,
-            outcome.result,
-        )
+        return succeed(job, outcome)
     if ending in (Ending.INTERRUPTED, Ending.SNOOZED, Ending.UNKNOWN):
         return _given_back(job, outcome, now, cancelled)
     return _after_failure(job, policy, outcome, now, draw, cancelled)
+
+
+_RUNNING, _SUCCEEDED = JobState.RUNNING, JobState.SUCCEEDED
+
+
+def succeed(job: Job, outcome: Outcome) -> Transition:
+    """The end that most jobs have; no policy has a say in it."""
+    return Transition(
+        job.seq,
+        _RUNNING,
+        outcome.claim,
+        _SUCCEEDED,
+        None,
+        job.attempt,
+        job.base,
+        job.crashes,
+        outcome.started,
+        outcome.finished,
+        outcome.result,
+    )
 
 
 def _after_failure(job: Job, policy: Policy, outcome: Outcome, now: float, draw: float, cancelled: bool) -> Transition:

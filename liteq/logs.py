@@ -1,8 +1,8 @@
 """What happens, as log lines: one per change of a job, written here and nowhere else.
 
-The logger is ``liteq``. Started and succeeded are INFO, what will be tried again WARNING, a final failure ERROR with its
-traceback (exactly one ERROR for each), waiting and polling DEBUG. The same keys are in ``extra=``, so a JSON formatter or
-a filter need not parse. Arguments are never logged.
+The logger is ``liteq``. Started and succeeded are INFO, what will be tried again WARNING, a final failure ERROR with
+its traceback (exactly one ERROR for each), waiting and polling DEBUG. The same keys are in ``extra=``, so a JSON
+formatter or a filter need not parse. Arguments are never logged.
 """
 
 from __future__ import annotations

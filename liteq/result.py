@@ -1,7 +1,7 @@
 """Result: the caller's handle on a job, and ResultGroup: on several.
 
-Reading never deletes and may be repeated. A handle is an id and an engine; it can be made anew from the id in any process
-(``app.result(id)``).
+Reading never deletes and may be repeated. A handle is an id and an engine; it can be made anew from the id in any
+process (``app.result(id)``).
 """
 
 from __future__ import annotations

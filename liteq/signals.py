@@ -1,8 +1,8 @@
 """What happens to jobs, announced: signal names, and who listens.
 
-Receivers are called as ``receiver(signal, job, error)`` after the change has been committed: ``job`` is the Job as it now
-stands, ``error`` a TaskFailed or ``None``. One failing receiver is reported and never stops the others. In a consumer
-they run in its own process, one after another, on a thread of their own, so that a slow one delays no job.
+Receivers are called as ``receiver(signal, job, error)`` after the change has been committed: ``job`` is the Job as it
+now stands, ``error`` a TaskFailed or ``None``. One failing receiver is reported and never stops the others. In a
+consumer they run in its own process, one after another, on a thread of their own, so that a slow one delays no job.
 
     from liteq import signals as S
 
@@ -59,7 +59,7 @@ def check_names(names: Iterable[object]) -> None:
     """
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"@app.signal(...) takes names of signals, in parentheses, not {type(name).__name__} {name!r}")
+            raise TypeError(f"@app.signal(...) takes names of signals, not {type(name).__name__} {name!r}")
         if name not in ALL:
             raise ValueError(f"there is no signal {name!r}; the signals are {', '.join(ALL)}")
 

@@ -266,8 +266,7 @@ def _check_takes_context(name: str, signature: inspect.Signature) -> None:
     """Refuse a function that could not be called with the context as keyword ``task`` after a caller's arguments."""
     parameters = signature.parameters.values()
     own = signature.parameters.get("task")
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    positional = [one for one in parameters if one.kind in kinds]
+    positional = [one for one in parameters if one.kind not in (one.KEYWORD_ONLY, one.VAR_KEYWORD)]
     if own is None:
         takes_it = any(one.kind is one.VAR_KEYWORD for one in parameters)
     else:

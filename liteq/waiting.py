@@ -4,8 +4,9 @@ A caller registers a job and is called back once it is neither waiting nor runni
 waiter and gone soon after the last, sleeps until the storage says that something was written, then asks one question
 for all of them.
 
-Protocol, so that nothing is missed: the watch is armed, then the question asked. When the watch wakes, a write may still
-be under way (the file changes before its commit is visible), so the watcher passes the storage's barrier before it asks.
+Protocol, so that nothing is missed: the watch is armed, then the question asked. When the watch wakes, a write may
+still be under way (the file changes before its commit is visible), so the watcher passes the storage's barrier before
+it asks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Consumer: a dispatcher, its pool, and their beginning and end. Runs in the foreground (`run`) or on threads (`start`)."""
+"""Consumer: a dispatcher, its pool, and their beginning and end. Runs in the foreground (`run`) or on threads
+(`start`).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from liteq.storage.watch import Waker
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Otherwise a CPU-bound thread keeps the interpreter, and with it the storage's write lock, for up to 100 ms (16 with it).
+#: Otherwise a CPU-bound thread keeps the interpreter, and with it the storage's write lock, for up to 100 ms (16 with
+#: it).
 SWITCH_INTERVAL = 0.001
 #: Seconds between two looks of the upkeep thread while there is something to keep up.
 UPKEEP_EVERY = 0.05

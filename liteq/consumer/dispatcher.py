@@ -109,8 +109,8 @@ class Dispatcher:
         self._waker.wake()
 
     def run(self) -> None:
-        """Run until told to stop, or, in a burst, until nothing is left to do. Running jobs have then ended or were given
-        back, and the pool is stopped."""
+        """Run until told to stop, or, in a burst, until nothing is left to do. Running jobs have then ended or were
+        given back, and the pool is stopped."""
         with DefaultSelector() as selector, self._engine.storage.watch() as watch:
             selector.register(self._waker, EVENT_READ)
             if watch.fileno() is not None:
@@ -145,7 +145,6 @@ class Dispatcher:
 
     def _step(self) -> None:
         now = self._clock.monotonic()
-        self._supervised = self._pool.supervise(now)
         ended = self._pool.collect()
         if ended:
             self._last_end = now
@@ -157,6 +156,8 @@ class Dispatcher:
             self._hurry(now)
         if self._retry_at is None or now >= self._retry_at:
             self._with_storage(now)
+        # Last, because whatever was started or interrupted above has a deadline now.
+        self._supervised = self._pool.supervise(self._clock.monotonic())
 
     def _with_storage(self, now: float) -> None:
         try:
@@ -259,7 +260,9 @@ class Dispatcher:
         return self._burst and not self._look and not self._is_due()
 
     def _gives_up(self) -> bool:
-        """The consumer stops and the storage still fails: what it cannot write, others will find as a dead consumer's."""
+        """The consumer stops and the storage still fails: what it cannot write, others will find as a dead
+        consumer's.
+        """
         if self._stop_deadline is None or self._retry_at is None or self._pool.held:
             return False
         if not self._stop_at_once and self._clock.monotonic() < self._stop_deadline:

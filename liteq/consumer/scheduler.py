@@ -1,7 +1,7 @@
 """What consumers do besides running jobs: bring back the jobs of dead ones, end what has expired, delete what is old.
 
-Each duty has a rhythm and runs in the dispatcher's thread between two rounds, in small transactions. All of it may be done
-by any number of consumers at once: the storage's guards decide who was first.
+Each duty has a rhythm and runs in the dispatcher's thread between two rounds, in small transactions. All of it may be
+done by any number of consumers at once: the storage's guards decide who was first.
 """
 
 from __future__ import annotations

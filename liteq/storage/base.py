@@ -168,14 +168,15 @@ class Storage(ABC):
 
     @abstractmethod
     def lock_fd(self, owner: int) -> int | None:
-        """A descriptor that keeps ``owner`` alive in whichever process holds a copy; ``None`` if there is no such thing.
+        """A descriptor that keeps ``owner`` alive in whichever process holds a copy; ``None`` if there is no such
+        thing.
 
         Called by: the process pool, so that a job that still runs in an orphaned worker is not given away.
         """
 
     def begun(self, owner: int) -> frozenset[int] | None:
-        """The ``seq`` that each worker of a dead owner had begun last, as `liteq.storage.begun` recorded it; ``None`` where
-        nothing was recorded, so that any of its jobs may have been begun.
+        """The ``seq`` that each worker of a dead owner had begun last, as `liteq.storage.begun` recorded it; ``None``
+        where nothing was recorded, so that any of its jobs may have been begun.
 
         Called by: recovery, which counts an attempt as crashed only where there was one.
         """
@@ -206,7 +207,9 @@ class Storage(ABC):
         """Return once every write that was under way when it was called is visible to the next question."""
 
     def upkeep(self) -> None:
-        """Do a little of what keeps the storage small and quick. Called by: consumers, after writes, off the hot path."""
+        """Do a little of what keeps the storage small and quick. Called by: consumers, after writes, off the hot
+        path.
+        """
         return
 
     @abstractmethod

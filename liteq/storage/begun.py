@@ -1,9 +1,9 @@
 """Which jobs a consumer's workers have begun, recorded where a kill -9 cannot take it back.
 
-A consumer claims ahead, so at its death most of its jobs may not have been begun. Recovery must tell them apart: a job that
-was begun has cost an attempt (and may be what killed the consumer), the others go back as if nothing had been. So each
-worker writes the ``seq`` it begins into its own eight bytes of the consumer's slot file, whose descriptor it holds anyway.
-That is one system call, 0.6 µs, into the page cache, which outlives every process.
+A consumer claims ahead, so at its death most of its jobs may not have been begun. Recovery must tell them apart: a job
+that was begun has cost an attempt (and may be what killed the consumer), the others go back as if nothing had been. So
+each worker writes the ``seq`` it begins into its own eight bytes of the consumer's slot file, whose descriptor it
+holds anyway. That is one system call, 0.6 µs, into the page cache, which outlives every process.
 
 Nothing is erased when a job ends: it is not running any more then, and nobody asks.
 """

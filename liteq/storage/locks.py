@@ -64,7 +64,7 @@ def _pause(began: float) -> None:
 def _flock_by_msvcrt(msvcrt: Any) -> Flock:
     """Make ``flock`` out of Windows' byte-range locks.
 
-    The byte at the file's position is locked: the first, as nobody reads these files. It need not exist. There are no
+    The byte at the file's position is locked: the first, as nobody moves the position. It need not exist. There are no
     shared locks, so a shared one is exclusive too: two who ask at the same moment may see each other. ``LK_LOCK`` gives
     up after ten tries a second apart, hence the own loop.
     """
@@ -201,8 +201,9 @@ class Turnstile:
     """Writers take turns: lock A; lock B; unlock A; … work …; unlock B.
 
     Whoever works holds B; one writer waits for B with A in its hand; all others queue for A. So a writer that has just
-    left cannot overtake those who sleep, as it does with a single lock (measured: 60 ms at worst instead of 17, and
-    seconds with SQLite's own busy handler).
+    left cannot overtake the next one while that one is being woken, as it does with a single lock (measured: 60 ms at
+    worst instead of 17, and seconds with SQLite's own busy handler). Those who queue for A it may still overtake now
+    and then.
 
     Safe between threads and between processes; in a forked child it starts afresh. Not reentrant.
 
@@ -235,7 +236,8 @@ class Turnstile:
 
         Raises:
             StorageBusy: not within ``timeout``.
-            StorageError: the lock files cannot be used, or were deleted while this process used them.
+            StorageError: the lock files cannot be used, or were deleted while this process used them (looked for every
+                50 ms).
             RuntimeError: this thread is inside already.
 
         Atomic: after any exception, neither lock is held.
@@ -292,26 +294,29 @@ class Turnstile:
         written yet it returns at once, and creates nothing.
 
         Raises:
-            StorageError: the lock file cannot be opened.
+            StorageError: the lock file cannot be opened, or not locked.
             RuntimeError: this thread is inside itself.
         """
-        if self._inside and self._is_mine():
+        if self._inside and self.is_mine():
             raise RuntimeError(f"this thread holds the turnstile {self._directory}: it would wait for itself")
-        # A descriptor of its own each time (about 6 µs): locking a shared one would change the lock of whoever works.
+        path = self._directory / "turn-b"
         try:
-            with _not_forking:
-                peephole = os.open(self._directory / "turn-b", os.O_RDONLY)
-                self._peepholes.add(peephole)
+            self._look_through(path)
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _unusable(self._directory / "turn-b", error) from error
-        try:
-            _flock(peephole, LOCK_SH)
-            _flock(peephole, LOCK_UN)  # closing is not enough: a child forked meanwhile has a copy
-        finally:
-            self._peepholes.discard(peephole)
-            os.close(peephole)
+            raise _unusable(path, error) from error
+
+    def is_mine(self) -> bool:
+        """Whether it is this very thread that is inside.
+
+        An exception that strikes at the very first step of `release`, from a signal handler or thrown into the thread
+        by another, leaves the turnstile held. Whoever throws exceptions into threads asks afterwards, and releases.
+        """
+        if not self._threads.acquire(blocking=False):
+            return False
+        self._threads.release()
+        return self._inside
 
     def close(self) -> None:
         """Give the descriptors back; a thread that is inside does it when it leaves. Idempotent; `acquire` reopens."""
@@ -328,6 +333,18 @@ class Turnstile:
 
     def __del__(self) -> None:
         self._close_gates()
+
+    def _look_through(self, path: Path) -> None:
+        # A descriptor of its own each time (about 4 µs): locking a shared one would change the lock of whoever works.
+        with _not_forking:
+            peephole = os.open(path, os.O_RDONLY)
+            self._peepholes.add(peephole)
+        try:
+            _flock(peephole, LOCK_SH)
+            _flock(peephole, LOCK_UN)  # closing is not enough: a child forked meanwhile has a copy
+        finally:
+            self._peepholes.discard(peephole)
+            os.close(peephole)
 
     def _open_gates(self) -> tuple[int, int]:
         with _not_forking:
@@ -388,19 +405,14 @@ class Turnstile:
             if not self._inside and self._gates is not None:
                 for gate in self._gates:
                     self._flock(gate, LOCK_UN)
+                if self._close_on_release:
+                    self._close_gates()
         except OSError:
             self._gates = None  # closed behind our back: these numbers may be other files by now
         finally:
             self._threads.release()
             with contextlib.suppress(RuntimeError):  # it was cut short before it had this lock
                 self._threads.release()
-
-    def _is_mine(self) -> bool:
-        """Whether it is this very thread that is inside."""
-        if not self._threads.acquire(blocking=False):
-            return False
-        self._threads.release()
-        return self._inside
 
     def _release_what_is_not_held(self) -> None:
         if not self._forked_inside:
@@ -409,7 +421,7 @@ class Turnstile:
 
     def _let_go(self) -> None:
         """In a forked child: close the parent's descriptors, and start afresh."""
-        self._forked_inside = self._inside and self._is_mine()
+        self._forked_inside = self._inside and self.is_mine()
         self._threads = threading.RLock()
         self._inside = False
         self._close_gates()

@@ -283,6 +283,6 @@ def _marks(connection: sqlite3.Connection, prefixes: tuple[str, ...]) -> dict[st
 
 
 def _give_pages_back(connection: sqlite3.Connection) -> None:
-    # One page a statement: from Python `incremental_vacuum(N)` frees a single one too, for it stops after its first step.
+    # From Python `incremental_vacuum(N)` frees one page as well: the statement is dropped after its first step.
     for _ in range(VACUUM_PAGES):
         connection.execute("PRAGMA incremental_vacuum(1)")

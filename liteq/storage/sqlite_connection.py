@@ -1,8 +1,8 @@
 """Connections to the SQLite file: opening it, reading, and writing in turns.
 
 One connection per process writes, behind the turnstile; questions are asked on a few others, which in WAL mode never
-wait for a writer. Nothing touches the disk before the first use. A forked child abandons its parent's connections (keeps
-them referenced and never closes them) and opens its own.
+wait for a writer. Nothing touches the disk before the first use. A forked child abandons its parent's connections
+(keeps them referenced and never closes them) and opens its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Durability = Literal["full", "normal"]
 
 #: Frames after which a writer without a consumer checkpoints by itself (32 MiB); consumers do it sooner (`checkpoint`).
 AUTOCHECKPOINT = 8000
-#: Above so many frames a checkpoint also resets the WAL, so that it stays near 16 MiB. PASSIVE alone let it grow to 379 MB.
+#: Above so many frames a checkpoint also resets the WAL, so that it stays near 16 MiB. PASSIVE alone let it grow to
+#: 379 MB.
 RESTART_ABOVE = 2000
 #: What one call of SQLite's busy handler waits, in seconds; whole transactions are retried around it.
 BUSY_SLICE = 0.5

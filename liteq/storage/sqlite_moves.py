@@ -184,7 +184,8 @@ def promote(connection: sqlite3.Connection, now: float) -> None:
         (now, PROMOTED_AT_ONCE),
     ).fetchone()
     connection.execute(
-        f"INSERT INTO liteq_ready SELECT queue, priority, id, {_COUNTERS} FROM liteq_scheduled WHERE (due, id) <= (?, ?)",
+        f"INSERT INTO liteq_ready SELECT queue, priority, id, {_COUNTERS} FROM liteq_scheduled "
+        "WHERE (due, id) <= (?, ?)",
         last,
     )
     connection.execute("DELETE FROM liteq_scheduled WHERE (due, id) <= (?, ?)", last)
@@ -211,7 +212,8 @@ def claim(connection: sqlite3.Connection, request: ClaimRequest, now: float, pau
 _QUEUE_NAMES = """
 WITH RECURSIVE name (queue) AS (
     SELECT min(queue) FROM liteq_ready
-    UNION ALL SELECT (SELECT min(queue) FROM liteq_ready WHERE queue > name.queue) FROM name WHERE name.queue IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(queue) FROM liteq_ready WHERE queue > name.queue) FROM name WHERE name.queue IS NOT NULL
 ) SELECT queue FROM name WHERE queue IS NOT NULL
 """
 
@@ -320,7 +322,8 @@ def _runs(rows: list[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
 def record_progress(connection: sqlite3.Connection, progress: Mapping[int, Progress]) -> None:
     """Keep how far each job is, if it is running."""
     connection.executemany(
-        "INSERT OR REPLACE INTO liteq_progress SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM liteq_running WHERE id = ?1)",
+        "INSERT OR REPLACE INTO liteq_progress "
+        "SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM liteq_running WHERE id = ?1)",
         [(seq, *step) for seq, step in progress.items()],
     )
 

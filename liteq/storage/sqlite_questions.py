@@ -13,14 +13,15 @@ from typing import Any
 from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.storage.sqlite_moves import DONE_CODES
 
-_GENERATED_ID = re.compile(r"(\d{1,19})-([0-9a-f]{10})", re.ASCII)
+_GENERATED_ID = re.compile(r"([1-9]\d{0,18})-([0-9a-f]{10})", re.ASCII)
 
 _STATE_OF_CODE = {code: state for state, code in DONE_CODES.items()}
 
+_NOTHING_MORE = "NULL AS code, NULL AS owner, NULL AS started, NULL AS finished, NULL AS result, NULL AS reason"
 #: What each state table says, under one set of names; NULL where a state has no such thing.
 _STATE_COLUMNS = {
-    JobState.READY: "NULL AS code, NULL AS owner, NULL AS started, NULL AS finished, NULL AS result, NULL AS reason",
-    JobState.SCHEDULED: "NULL AS code, NULL AS owner, NULL AS started, NULL AS finished, NULL AS result, NULL AS reason",
+    JobState.READY: _NOTHING_MORE,
+    JobState.SCHEDULED: _NOTHING_MORE,
     JobState.RUNNING: "NULL AS code, s.owner, s.started, NULL AS finished, NULL AS result, NULL AS reason",
     JobState.BLOCKED: "NULL AS code, NULL AS owner, NULL AS started, NULL AS finished, NULL AS result, s.reason",
     JobState.SUCCEEDED: "s.state AS code, NULL AS owner, s.started, s.finished, s.result, s.reason",

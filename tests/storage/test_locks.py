@@ -304,6 +304,15 @@ def test_nobody_leaves_who_is_not_inside(turnstile: Turnstile) -> None:
         turnstile.release()
 
 
+def test_a_thread_knows_whether_it_is_inside(turnstile: Turnstile) -> None:
+    answers = [turnstile.is_mine()]
+    with turnstile:
+        answers.append(turnstile.is_mine())
+        Background(lambda: answers.append(turnstile.is_mine())).join()
+    answers.append(turnstile.is_mine())
+    assert answers == [False, True, False, False]
+
+
 # -- interruptions -----------------------------------------------------------------------------------------------------
 
 
@@ -601,6 +610,17 @@ def test_closing_does_not_throw_out_whoever_is_inside(directory: Path, turnstile
         with pytest.raises(StorageBusy):
             other.acquire(timeout=0)
     other.close()
+    assert open_files() == before
+
+
+def test_closing_waits_for_nobody_who_waits_and_happens_when_he_gives_up(
+    directory: Path, turnstile: Turnstile, other: Turnstile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other.acquire()
+    before = open_files()
+    monkeypatch.setattr(locks, "_pause", lambda began: Background(turnstile.close).join())
+    with pytest.raises(StorageBusy):
+        turnstile.acquire(timeout=0.01)
     assert open_files() == before
 
 

@@ -524,7 +524,7 @@ def admitted(job: Job, now: float, marks: dict[str, str]) -> tuple[JobState, tup
 
 
 def test_a_job_starts_if_nothing_is_against_it() -> None:
-    others = {REVOKE_MARK + "T": Revocation().dumps(), REVOKE_MARK: Revocation().dumps(), CANCEL_MARK + "1": "x"}
+    others = {REVOKE_MARK + "T": Revocation().dumps(), REVOKE_MARK: Revocation().dumps(), CANCEL_MARK + "2": "x"}
     others |= {PAUSE_MARK + "t": "x", "t": Revocation().dumps()}
     assert admitted(running(), NOW, {}) is None
     assert admitted(running(), NOW, others) is None
@@ -546,6 +546,30 @@ def test_a_revoked_task_does_not_start_until_the_revocation_ends(until: float | 
 def test_an_expired_job_does_not_start(expires: float, now: float) -> None:
     answer = admitted(running(expires=expires), now, {})
     assert answer == ((JobState.EXPIRED, None) if expires <= now else None)
+
+
+def test_a_job_revoked_while_its_retry_was_under_way_does_not_start() -> None:
+    job = running(expires=NOW - 1)
+    marks = {CANCEL_MARK + "1": "", CANCEL_MARK + "11": "x", REVOKE_MARK + "t": Revocation(once=True).dumps()}
+    assert admitted(job, NOW, marks) == (JobState.REVOKED, None)
+    transition = lifecycle.admit(job, NOW, marks)
+    assert transition is not None
+    assert transition.drop_mark == CANCEL_MARK + "1"
+
+
+@given(jobs, policies, st.sampled_from(Ending))
+def test_what_settles_a_cancelled_job_takes_its_mark_along(job: Job, policy: Policy, ending: Ending) -> None:
+    job = job._replace(base=0, crashes=0)
+    transition = lifecycle.decide(job, policy, outcome(job, ending), NOW, cancelled=True)
+    assert transition.target in FINISHED
+    if transition.reason == "revoked while it ran":
+        assert transition.drop_mark == lifecycle.cancel_mark(job) == f"{CANCEL_MARK}{job.seq}"
+
+
+@given(jobs)
+def test_a_job_brought_back_is_not_cancelled_any_more(job: Job) -> None:
+    for back in (lifecycle.restore(job, NOW), lifecycle.requeue(job, NOW)):
+        assert back is None or back.drop_mark == lifecycle.cancel_mark(job)
 
 
 @given(st.none() | st.floats(allow_nan=False, allow_infinity=False), st.booleans())

@@ -6,6 +6,7 @@ away from under jobs that may still finish. It ends with its consumer, whose pip
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -17,7 +18,6 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 _module = os.environ.pop(VARIABLE, "")
 if _module:
-    try:
+    # The server itself must live: each worker imports the module again, and says what is wrong.
+    with contextlib.suppress(Exception):
         importlib.import_module(_module)
-    except Exception:  # noqa: BLE001 - each worker imports it again, and says what is wrong
-        pass  # the server itself must live

@@ -1,8 +1,8 @@
 """A worker process: the child's side of `liteq.consumer.pools.process`.
 
 The main thread runs jobs, one after another. A second thread reads what the consumer sends, so that a job can be told
-that it was revoked while it runs, and so that the worker ends at once when its consumer is gone: no orphans. On Linux the
-kernel is asked to kill it as well, for the case that C code holds the interpreter.
+that it was revoked while it runs, and so that the worker ends at once when its consumer is gone: no orphans. On Linux
+the kernel is asked to kill it as well, for the case that C code holds the interpreter.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Run
     Args:
         setup: see there.
         channel: this end of the socket to the consumer.
-        liveness: a copy of the consumer's lock, held so that a job still running here is not given to others; in its file
+        liveness: a copy of the consumer's lock, held so that a job still running here is not given to others; in its
+        file
             is recorded what was begun.
         runtime: the app's, where it is inherited.
     """

@@ -1,0 +1,104 @@
+"""``liteq retry``, ``revoke``, ``restore`` and ``purge``: what a person may do to jobs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from liteq import Job, JobNotFound, JobState, LiteQ
+from liteq.cli.commands import Commands, states
+from liteq.cli.endings import DONE, FAILED, MISUSED, Refused, complain
+from liteq.cli.escaping import escaped
+from liteq.cli.jobs import find
+from liteq.cli.output import Output
+from liteq.cli.times import duration
+
+
+def declare(commands: Commands) -> None:
+    """Declare the four commands."""
+    retry = commands.add("retry", retry_jobs, "run finished jobs again, with their whole allowance of retries and their history")
+    retry.add_argument("ids", metavar="ID", nargs="*", help="jobs, by id or by the number before its '-'")
+    retry.add_argument("--all", action="store_true", help="all failed jobs, or all that the options below name")
+    retry.add_argument("--state", metavar="STATE", type=states, help="with --all: these finished states instead of failed")
+    retry.add_argument("--task", metavar="TASK", help="with --all: only this task, by its stored name")
+    retry.add_argument("--queue", metavar="QUEUE", help="with --all: only this queue")
+
+    revoke = commands.add("revoke", revoke_jobs, "do not run jobs that wait; tell those that run, and do not run them again")
+    revoke.add_argument("ids", metavar="ID", nargs="+", help="jobs, by id or by the number before its '-'")
+    revoke.add_argument("--terminate", action="store_true", help="stop those that are running")
+
+    restore = commands.add("restore", restore_jobs, "undo revoke")
+    restore.add_argument("ids", metavar="ID", nargs="+", help="jobs, by id or by the number before its '-'")
+
+    purge = commands.add("purge", purge_jobs, "delete finished jobs with their history; asks nothing, prints how many")
+    purge.add_argument("--state", metavar="STATE", type=states, help="only these finished states (several with commas)")
+    purge.add_argument("--queue", metavar="QUEUE", help="only this queue")
+    purge.add_argument(
+        "--older-than", metavar="TIME", type=duration, help="only jobs that finished so long ago: 30 (seconds), 1h, 7d"
+    )
+
+
+def retry_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
+    """Requeue some, or all that match."""
+    filters = (arguments.state, arguments.task, arguments.queue)
+    if bool(arguments.ids) == arguments.all:
+        raise Refused("retry takes the ids of jobs, or --all", MISUSED)
+    if arguments.all:
+        number = app.requeue_all(arguments.state or "failed", arguments.task, arguments.queue)
+        output.record({"requeued": number}, f"{number} jobs will run again")
+        return DONE
+    if any(one is not None for one in filters):
+        raise Refused("--state, --task and --queue go with --all", MISUSED)
+    return _each(app, arguments.ids, output, _retry)
+
+
+def _retry(app: LiteQ, job: Job) -> str | None:
+    return "will run again" if app.requeue(job.id) else None
+
+
+def revoke_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
+    """Revoke each of the jobs."""
+
+    def revoke(app: LiteQ, job: Job) -> str | None:
+        if not app.revoke(job.id, terminate=arguments.terminate):
+            return None
+        if app.job(job.id).state is not JobState.RUNNING:
+            return "revoked"
+        return "is being stopped" if arguments.terminate else "is running: it is told, and will not run again"
+
+    return _each(app, arguments.ids, output, revoke)
+
+
+def restore_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
+    """Restore each of the jobs."""
+    return _each(app, arguments.ids, output, lambda app, job: "restored" if app.restore(job.id) else None)
+
+
+def _each(app: LiteQ, names: list[str], output: Output, do: Callable[[LiteQ, Job], str | None]) -> int:
+    """Do something to each job; a job to which it cannot be done is complained about, and the others still have it
+    done.
+    """
+    code = DONE
+    for name in names:
+        try:
+            job = find(app, name)
+            said = do(app, job)
+        except JobNotFound as error:
+            complain("liteq", str(error))
+            code = FAILED
+            continue
+        if said is None:
+            complain("liteq", f"{job.id} is {app.job(job.id).state}: there is nothing to be done to it")
+            code = FAILED
+        output.record(
+            {"id": job.id, "changed": said is not None, "state": str(app.job(job.id).state)},
+            *([] if said is None else [f"{escaped(job.id)} {said}"]),
+        )
+    return code
+
+
+def purge_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
+    """Delete what matches."""
+    number = app.purge(arguments.state, arguments.queue, arguments.older_than)
+    output.record({"purged": number}, f"{number} jobs deleted")
+    return DONE

@@ -1,0 +1,247 @@
+"""The program `liteq_consumer`: runs the jobs of an app until it is told to stop.
+
+Only argparse and what is as light is imported before the command line is understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from liteq import ConfigurationError, StorageError, __version__
+from liteq.cli.endings import DONE, MISUSED, Refused, complain, refusal
+from liteq.cli.environment import Settings
+from liteq.cli.output import prepare_streams
+from liteq.cli.pidfile import pidfile
+from liteq.cli.stopping import StopAsked, Stopper, leave
+from liteq.cli.times import duration
+
+if TYPE_CHECKING:
+    from liteq.consumer import LogFormat
+
+_PROGRAM = "liteq_consumer"
+
+_EPILOG = """\
+Each option may also be set by the environment variable in brackets; a flag beats the variable. Switches take 1 or 0.
+
+signals:
+  TERM, INT   stop: no further job is started, running ones may finish within --shutdown-timeout, the rest goes back
+              to the queue and costs no attempt; a second signal stops at once
+
+exit codes:
+  0           stopped by a signal, or --burst has nothing left to do
+  1           the queue's file, the log file or the pidfile cannot be used
+  2           a wrong option, or no app at this path
+
+examples:
+  liteq_consumer shop.app -w 4 -k process           four jobs at a time, each in a process of its own
+  liteq_consumer shop.app -w 16 -q urgent,default   sixteen threads, the queue urgent first
+  liteq_consumer shop.app --burst                   run what is due, then exit: for cron
+  LITEQ_JSON_LOGS=1 liteq_consumer shop.app         logs for machines
+"""
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `liteq_consumer`."""
+    return _declared()[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a consumer in the foreground; returns the exit code.
+
+    Args:
+        argv: the arguments; ``None``: the program's own, and then this is the program, which ends for certain
+            (`stopping.leave`). Called with arguments by another program, it leaves that one's end to it.
+    """
+    prepare_streams()
+    arguments = _understood(argv)
+    stopper = Stopper()
+    stopper.install()
+    try:
+        _consume(arguments, stopper)
+        code = DONE
+    except StopAsked:
+        code = DONE
+    except Refused as refused:
+        complain(_PROGRAM, str(refused))
+        code = refused.code
+    if argv is None:
+        stopper.leave(code)
+        leave(code)
+    return code
+
+
+# ── the command line ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _declared() -> tuple[argparse.ArgumentParser, Settings]:
+    program = argparse.ArgumentParser(
+        _PROGRAM,
+        description="Run the jobs of an app: as many at a time as there are workers, until told to stop.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    program.add_argument("app", metavar="APP", help="the app in Python: module.app, or module:app")
+    version = f"liteq_consumer {__version__}"
+    program.add_argument("--version", action="version", version=version, help="show the version and exit")
+    settings = Settings()
+    _declare_work(program.add_argument_group("what is run, and how"), settings)
+    _declare_life(program.add_argument_group("from start to stop"), settings)
+    _declare_logs(program.add_argument_group("what is logged, and where"), settings)
+    return program, settings
+
+
+def _declare_work(group: argparse._ArgumentGroup, settings: Settings) -> None:
+    add = partial(settings.add, group)
+    add("-w", "--workers", metavar="N", type=_number, default=1, help="how many jobs run at a time (default 1)")
+    add(
+        "-k",
+        "--worker-type",
+        choices=("thread", "process"),
+        default="thread",
+        help="run each in a thread (the default: for jobs that wait) or a process (for jobs that compute, or may crash)",
+    )
+    add("-q", "--queues", metavar="A,B", type=_queues, help="only these queues, in this order of preference (default all)")
+    add(
+        "-n",
+        "--no-periodic",
+        help="leave to other consumers what one does for all: ending expired jobs, deleting old ones",
+    )
+    add("-M", "--max-tasks", metavar="N", type=_number, help="replace a worker by a fresh one after so many jobs")
+    add(
+        "--start-method",
+        choices=("fork", "spawn", "forkserver"),
+        help="how worker processes are started (default forkserver on Linux, spawn elsewhere)",
+    )
+
+
+def _declare_life(group: argparse._ArgumentGroup, settings: Settings) -> None:
+    add = partial(settings.add, group)
+    add("--burst", help="run what is due, until nothing is left, then exit")
+    add(
+        "--shutdown-timeout",
+        metavar="TIME",
+        type=duration,
+        default=25.0,
+        help="how long running jobs may go on after a stop: seconds, or 1m (default 25)",
+    )
+    add("--pidfile", metavar="FILE", help="keep the process id in this file; refuse to start if it names a live process")
+
+
+def _declare_logs(group: argparse._ArgumentGroup, settings: Settings) -> None:
+    add = partial(settings.add, group)
+    add("-l", "--logfile", metavar="FILE", help="append the log to this file instead of standard error")
+    how_much = partial(settings.add, group.add_mutually_exclusive_group())
+    how_much("-v", "--verbose", help="log what happens in between too, and tracebacks of an app that cannot be imported")
+    how_much("--quiet", help="log warnings and errors only")
+    settings.exclude("verbose", "quiet")
+    form = partial(settings.add, group.add_mutually_exclusive_group())
+    form("-S", "--simple", help="log lines of time and message only")
+    form("--json-logs", help="log one JSON object a line")
+    settings.exclude("simple", "json_logs")
+
+
+def _number(text: str) -> int:
+    """A whole number from 1. A type for argparse."""
+    if not (text.strip().isascii() and text.strip().isdigit() and len(text) < 19 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _queues(text: str) -> tuple[str, ...]:
+    """Names with commas between. A type for argparse."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"takes different names of queues with commas between, not {text!r}")
+    return names
+
+
+def _understood(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, completed from the environment. Ends the program where they cannot be understood."""
+    program, settings = _declared()
+    arguments = program.parse_args(argv)
+    try:
+        settings.complete(arguments, os.environ)
+    except ValueError as error:
+        complain(_PROGRAM, str(error))
+        sys.exit(MISUSED)
+    return arguments
+
+
+# ── the run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _consume(arguments: argparse.Namespace, stopper: Stopper) -> None:
+    """Import the app and run its consumer until it is stopped.
+
+    Raises:
+        Refused: something about it cannot be used; no job was touched. StopAsked: a signal came before the consumer.
+    """
+    from liteq.cli.loading import import_app
+    from liteq.consumer import LogSetup
+
+    where = None if arguments.logfile is None else str(Path(arguments.logfile).absolute())
+    log = LogSetup(_level(arguments), _format(arguments), where)
+    try:
+        log.apply()
+    except OSError as error:
+        raise Refused(f"cannot write the log file {where}: {error.strerror or error}") from None
+    app = import_app(arguments.app, verbose=bool(arguments.verbose))
+    try:
+        with pidfile(arguments.pidfile), _main_kept_from_workers():
+            consumer = app.create_consumer(log=log, **_options(arguments))
+            stopper.guard(consumer)
+            consumer.run()
+    except (StorageError, ConfigurationError) as error:
+        raise refusal(error) from None
+    finally:
+        app.close()
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `liteq.consumer.ConsumerOptions` takes."""
+    return {
+        "workers": arguments.workers,
+        "worker_type": arguments.worker_type,
+        "queues": arguments.queues,
+        "periodic": not arguments.no_periodic,
+        "shutdown_timeout": arguments.shutdown_timeout,
+        "max_tasks": arguments.max_tasks,
+        "burst": bool(arguments.burst),
+        "start_method": arguments.start_method,
+        "app_path": arguments.app,  # not where the app was made: this module may be the one that adds the tasks to it
+    }
+
+
+def _level(arguments: argparse.Namespace) -> int:
+    return logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
+
+
+def _format(arguments: argparse.Namespace) -> LogFormat:
+    return "simple" if arguments.simple else "json" if arguments.json_logs else "full"
+
+
+@contextmanager
+def _main_kept_from_workers() -> Iterator[None]:
+    """Hide what ``__main__`` is for the length of the block.
+
+    multiprocessing has each new process import its parent's main module, by its ``__spec__`` or its ``__file__``. That
+    is this program, of which a worker needs nothing: it took each 30 ms, and workers are started again and again.
+    """
+    main_module = sys.modules["__main__"]
+    kept = main_module.__spec__, getattr(main_module, "__file__", None)
+    main_module.__spec__ = main_module.__file__ = None
+    try:
+        yield
+    finally:
+        main_module.__spec__, main_module.__file__ = kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())

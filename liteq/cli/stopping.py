@@ -1,0 +1,110 @@
+"""How the consumer's program is stopped from outside, and how it leaves: nothing may keep it from ending."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from liteq.consumer import Consumer
+
+#: Seconds that threads of the app are given to end after the consumer has stopped.
+PATIENCE = 5.0
+
+
+class StopAsked(BaseException):
+    """Raised by a signal while there is no consumer yet; not an Exception, so that the app's module does not catch
+    it.
+    """
+
+
+class Stopper:
+    """What TERM and INT do, and on Windows Ctrl-Break: the first stops the consumer, the second stops it at once.
+
+    Handlers are installed even where the default would do, because it would not for process 1 of a container: the
+    kernel drops signals to it that it has no handler for.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._consumer: Consumer | None = None
+        self._leaving: int | None = None
+        self._pending = 0
+        self._busy = False
+
+    def install(self) -> None:
+        """From here on the signals come here."""
+        for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self)
+
+    def guard(self, consumer: Consumer) -> None:
+        """There is a consumer now."""
+        self._consumer = consumer
+        if self.asked:  # and something in the app's module has swallowed StopAsked
+            raise StopAsked
+
+    def leave(self, code: int) -> None:
+        """The consumer has stopped: another signal ends the program with ``code``."""
+        self._leaving = code
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if self._leaving is not None:
+            end_now(self._leaving)
+        if self._consumer is None:
+            raise StopAsked
+        self._pass_on(self._consumer, number, frame)
+
+    def _pass_on(self, consumer: Consumer, number: int, frame: FrameType | None) -> None:
+        """Tell the consumer, one signal after another: a second one may come while this very function runs, and a
+        handler inside a handler would wait for a lock that the outer one holds."""
+        self._pending += 1
+        if self._busy:
+            return
+        self._busy = True
+        while self._pending:
+            self._pending -= 1
+            consumer.on_signal(number, frame)
+        self._busy = False
+
+
+def leave(code: int) -> None:
+    """See to it that the program ends, although something in it may not.
+
+    Returning is the normal way out: the interpreter waits for the app's threads and calls its atexit handlers. It waits
+    for ever where a thread of the app hangs, so that is cut short after PATIENCE. And where a worker thread was given
+    up because nothing could stop its task, that thread still runs: an interpreter that is being taken down around it
+    may abort (a thread that holds the lock of standard error is enough), so then the handlers are called here and the
+    process ends at once.
+    """
+    # The second is for a thread that hangs while it holds the lock of a stream or a logger, which the first must take.
+    for wait, end in ((PATIENCE, _leave_behind), (PATIENCE + 1, os._exit)):
+        timer = threading.Timer(wait, end, (code,))
+        timer.daemon = True
+        timer.start()
+    if any(thread.name == "liteq-worker" for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        end_now(code)
+
+
+def _leave_behind(code: int) -> None:
+    names = [one.name for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    logging.getLogger("liteq").warning("threads of the app have not ended, leaving without them: %s", names)
+    end_now(code)
+
+
+def end_now(code: int) -> None:
+    """End the process without waiting for anything; what was written goes out."""
+    for stream in (sys.stdout, sys.stderr, *(getattr(one, "stream", None) for one in logging.getLogger().handlers)):
+        with suppress(OSError, ValueError, RuntimeError):  # gone, closed, or being flushed where the signal came
+            if stream is not None:
+                stream.flush()
+    os._exit(code)

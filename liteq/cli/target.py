@@ -1,0 +1,49 @@
+"""Open what a command is about: an app by its path in Python, or a queue's file without anybody's code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from liteq import LiteQ, SqliteStorage
+from liteq.cli.endings import MISUSED, Refused
+
+_ENDINGS = (".db", ".sqlite", ".sqlite3")
+
+
+@contextmanager
+def opened(target: str, *, verbose: bool = False) -> Iterator[LiteQ]:
+    """The app that ``target`` names, for the length of the block.
+
+    Args:
+        target: ``"module.app"``, or the path of a file.
+        verbose: show the traceback of an error in the user's module.
+
+    Raises:
+        Refused: there is no such thing, or nothing can be seen of it from here.
+    """
+    app = LiteQ(SqliteStorage(target, create=False)) if is_file(target) else _imported(target, verbose)
+    app.immediate = app.immediate and not is_file(target)  # LITEQ_IMMEDIATE is not meant for a file that is looked at
+    try:
+        if app.immediate or app.storage.location == ":memory:":
+            raise Refused(f"{target} keeps its jobs in the memory of the process that enqueues them", MISUSED)
+        yield app
+    finally:
+        app.close()
+
+
+def is_file(target: str) -> bool:
+    """Whether this is the path of a file rather than of an app."""
+    separators = [os.sep] if os.altsep is None else [os.sep, os.altsep]
+    return any(one in target for one in separators) or target.endswith(_ENDINGS) or Path(target).exists()
+
+
+def _imported(path: str, verbose: bool) -> LiteQ:
+    from liteq.cli.loading import import_app
+
+    with contextlib.redirect_stdout(sys.stderr):  # what the module prints is not our data
+        return import_app(path, verbose=verbose)
