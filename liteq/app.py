@@ -530,7 +530,7 @@ def _environment_flag(name: str) -> bool:
 def _default_name(function: Callable[..., Any]) -> str:
     module = getattr(function, "__module__", "") or ""
     if module in ("__main__", "__mp_main__"):
-        module = _main_name()
+        module = _main_name(function)
     if isinstance(function, partial):
         raise ConfigurationError("a functools.partial has no name of its own: give it one with name=...")
     name = getattr(function, "__qualname__", type(function).__qualname__)
@@ -541,13 +541,15 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def _main_name() -> str:
-    """What other processes import the running script as: a job enqueued by ``python shop.py`` is for ``shop.add``."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
+def _main_name(function: Callable[..., Any]) -> str:
+    """What other processes import the running script as: a job enqueued by ``python shop.py`` is for ``shop.add``.
+
+    Read off the function's own module: in a worker process ``__main__`` is another one.
+    """
+    main = getattr(inspect.unwrap(function), "__globals__", vars(sys.modules["__main__"]))
+    spec, file = main.get("__spec__"), main.get("__file__")
     if spec is not None:
         return str(spec.name)
-    file = getattr(main, "__file__", None)
     return Path(file).stem if file else "__main__"
 
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from selectors import EVENT_READ, DefaultSelector
 
+from liteq.clock import SystemClock
 from liteq.errors import StorageError
 from liteq.storage.base import Storage
 from liteq.storage.watch import Waker, Watch
@@ -98,35 +99,35 @@ class Waiters:
             waker.close()
 
     def _look_again_and_again(self, watch: Watch, waker: Waker) -> None:
-        in_vain = 0
-        while True:
+        in_vain, alone_since = 0, None
+        while self._goes_on(alone_since):
+            # In this order: what is written after the draining wakes the wait below, what was being written before it
+            # is passed at the barrier.
             waker.clear()
-            in_vain = 0 if self._tell() else in_vain + 1
+            watch.changed()
+            if self._waiting:
+                self._storage.barrier()
+                in_vain, alone_since = 0 if self._tell() else in_vain + 1, None
+            elif alone_since is None:
+                alone_since = SystemClock.monotonic()
             if in_vain > PATIENCE:
                 _wait_any(None, waker, min(SHORTEST_PAUSE * 2 ** (in_vain - PATIENCE), LONGEST_PAUSE))
-            if not self._sleep(watch, waker):
-                return
+            _wait_any(watch, waker, SAFETY_POLL if self._waiting else LINGER)
 
-    def _sleep(self, watch: Watch, waker: Waker) -> bool:
-        """Wait until it makes sense to ask again; False, and no thread any more, if nobody has waited for a while."""
-        idle = not self._waiting
-        _wait_any(watch, waker, LINGER if idle else SAFETY_POLL)
-        watch.changed()
+    def _goes_on(self, alone_since: float | None) -> bool:
+        """False, and no thread any more, if it was stopped or nobody has waited for a while."""
         with self._lock:
             if self._thread is not threading.current_thread():
                 return False
-            if idle and not self._waiting:
+            if alone_since is not None and not self._waiting and SystemClock.monotonic() - alone_since >= LINGER:
                 self._thread = None
                 return False
-        self._storage.barrier()
-        return True
+            return True
 
     def _tell(self) -> bool:
         """Ask once for all; True if somebody was called back."""
         with self._lock:
             asked = list(self._waiting)
-        if not asked:
-            return False
         done = self._storage.finished(asked)
         with self._lock:
             told = {seq: self._waiting.pop(seq) for seq in done if seq in self._waiting}

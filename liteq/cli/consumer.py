@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liteq import ConfigurationError, StorageError, __version__
+from liteq.cli.arguments import duration, names, whole_number
 from liteq.cli.endings import DONE, MISUSED, Refused, complain, refusal
 from liteq.cli.environment import Settings
 from liteq.cli.output import prepare_streams
 from liteq.cli.pidfile import pidfile
 from liteq.cli.stopping import StopAsked, Stopper, leave
-from liteq.cli.times import duration
 
 if TYPE_CHECKING:
     from liteq.consumer import LogFormat
@@ -46,6 +46,7 @@ examples:
   liteq_consumer shop.app --burst                   run what is due, then exit: for cron
   LITEQ_JSON_LOGS=1 liteq_consumer shop.app         logs for machines
 """
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `liteq_consumer`."""
@@ -99,21 +100,29 @@ def _declared() -> tuple[argparse.ArgumentParser, Settings]:
 
 def _declare_work(group: argparse._ArgumentGroup, settings: Settings) -> None:
     add = partial(settings.add, group)
-    add("-w", "--workers", metavar="N", type=_number, default=1, help="how many jobs run at a time (default 1)")
+    add("-w", "--workers", metavar="N", type=whole_number(1), default=1, help="how many jobs run at a time (default 1)")
     add(
         "-k",
         "--worker-type",
         choices=("thread", "process"),
         default="thread",
-        help="run each in a thread (the default: for jobs that wait) or a process (for jobs that compute, or may crash)",
+        help="run each in a thread (default; for jobs that wait) or in a process (for jobs that compute, or may crash)",
     )
-    add("-q", "--queues", metavar="A,B", type=_queues, help="only these queues, in this order of preference (default all)")
+    add(
+        "-q", "--queues", metavar="A,B", type=names, help="only these queues, in this order of preference (default all)"
+    )
     add(
         "-n",
         "--no-periodic",
         help="leave to other consumers what one does for all: ending expired jobs, deleting old ones",
     )
-    add("-M", "--max-tasks", metavar="N", type=_number, help="replace a worker by a fresh one after so many jobs")
+    add(
+        "-M",
+        "--max-tasks",
+        metavar="N",
+        type=whole_number(1),
+        help="replace a worker by a fresh one after so many jobs",
+    )
     add(
         "--start-method",
         choices=("fork", "spawn", "forkserver"),
@@ -131,35 +140,24 @@ def _declare_life(group: argparse._ArgumentGroup, settings: Settings) -> None:
         default=25.0,
         help="how long running jobs may go on after a stop: seconds, or 1m (default 25)",
     )
-    add("--pidfile", metavar="FILE", help="keep the process id in this file; refuse to start if it names a live process")
+    add(
+        "--pidfile", metavar="FILE", help="keep the process id in this file; refuse to start if it names a live process"
+    )
 
 
 def _declare_logs(group: argparse._ArgumentGroup, settings: Settings) -> None:
     add = partial(settings.add, group)
     add("-l", "--logfile", metavar="FILE", help="append the log to this file instead of standard error")
     how_much = partial(settings.add, group.add_mutually_exclusive_group())
-    how_much("-v", "--verbose", help="log what happens in between too, and tracebacks of an app that cannot be imported")
+    how_much(
+        "-v", "--verbose", help="log what happens in between too, and tracebacks of an app that cannot be imported"
+    )
     how_much("--quiet", help="log warnings and errors only")
     settings.exclude("verbose", "quiet")
     form = partial(settings.add, group.add_mutually_exclusive_group())
     form("-S", "--simple", help="log lines of time and message only")
     form("--json-logs", help="log one JSON object a line")
     settings.exclude("simple", "json_logs")
-
-
-def _number(text: str) -> int:
-    """A whole number from 1. A type for argparse."""
-    if not (text.strip().isascii() and text.strip().isdigit() and len(text) < 19 and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
-    return int(text)
-
-
-def _queues(text: str) -> tuple[str, ...]:
-    """Names with commas between. A type for argparse."""
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"takes different names of queues with commas between, not {text!r}")
-    return names
 
 
 def _understood(argv: Sequence[str] | None) -> argparse.Namespace:

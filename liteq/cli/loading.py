@@ -33,7 +33,7 @@ def import_app(path: str, *, verbose: bool = False) -> LiteQ:
 
     try:
         return cast("LiteQ", load_app(path))
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module may raise anything
         place = _place(error)
         if place is None:  # none of his code was run: it is the path that is wrong
             raise Refused(str(error), MISUSED) from None
@@ -64,4 +64,3 @@ def _places(trace: TracebackType | None) -> Iterator[tuple[str, int]]:
         file = frame.f_code.co_filename
         if not file.startswith("<frozen "):
             yield str(Path(file).absolute()) if not file.startswith("<") else file, line
-

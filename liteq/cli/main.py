@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from liteq import LiteQError, __version__
-from liteq.cli import demo
-from liteq.cli.commands import Commands, change, health, info, look, queues
+from liteq.cli.commands import Commands, change, demo, health, info, look, queues
 from liteq.cli.endings import FAILED, INTERRUPTED, PIPE_CLOSED, Refused, complain, refusal
 from liteq.cli.output import Output, prepare_streams
 from liteq.cli.target import opened
@@ -35,11 +34,15 @@ exit codes: 0 done · 1 not done: no such job, a file that cannot be used, not h
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `liteq`."""
-    description = "Look at a liteq queue and put it right. `liteq COMMAND --help` tells more; liteq_consumer runs the jobs."
+    description = (
+        "Look at a liteq queue and put it right. `liteq COMMAND --help` tells more; liteq_consumer runs the jobs."
+    )
     program = argparse.ArgumentParser(
         _PROGRAM, description=description, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    program.add_argument("--version", action="version", version=f"liteq {__version__}", help="show the version and exit")
+    program.add_argument(
+        "--version", action="version", version=f"liteq {__version__}", help="show the version and exit"
+    )
     commands = Commands(program.add_subparsers(title="commands", metavar="COMMAND", required=True))
     for room in (info, look, change, queues, health, demo):
         room.declare(commands)
@@ -63,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as error:  # the disk behind standard output, or a temporary folder: errors of storages are caught below
+    except (
+        OSError
+    ) as error:  # the disk behind standard output, or a temporary folder: errors of storages are caught below
         _silence(sys.stdout)
         complain(_PROGRAM, f"cannot write: {error}")
         return FAILED

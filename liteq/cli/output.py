@@ -76,7 +76,9 @@ class Output:
         for row in cells:
             self._row(row, widths, right)
 
-    def _row(self, cells: Sequence[str], widths: Sequence[int], right: Sequence[int], colour: str | None = None) -> None:
+    def _row(
+        self, cells: Sequence[str], widths: Sequence[int], right: Sequence[int], colour: str | None = None
+    ) -> None:
         room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         parts = []
         for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):

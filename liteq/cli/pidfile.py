@@ -67,7 +67,9 @@ def _refuse_living(file: Path) -> None:
         return
     if not (content.isascii() and content.isdigit() and len(content) < 20):
         raise Refused(f"the pidfile {file} exists and holds something else than a process id; it was left as it is")
-    if int(content) != os.getpid() and is_alive(int(content)):  # ours: a container's programs have the same id each time
+    if int(content) != os.getpid() and is_alive(
+        int(content)
+    ):  # ours: a container's programs have the same id each time
         raise Refused(f"the pidfile {file} names process {content}, which is running; stop it, or use another pidfile")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from liteq import LiteQ, SqliteStorage
+from liteq import LiteQ
 from liteq.cli.endings import MISUSED, Refused
 
 _ENDINGS = (".db", ".sqlite", ".sqlite3")
@@ -26,8 +26,7 @@ def opened(target: str, *, verbose: bool = False) -> Iterator[LiteQ]:
     Raises:
         Refused: there is no such thing, or nothing can be seen of it from here.
     """
-    app = LiteQ(SqliteStorage(target, create=False)) if is_file(target) else _imported(target, verbose)
-    app.immediate = app.immediate and not is_file(target)  # LITEQ_IMMEDIATE is not meant for a file that is looked at
+    app = _on_file(target) if is_file(target) else _imported(target, verbose)
     try:
         if app.immediate or app.storage.location == ":memory:":
             raise Refused(f"{target} keeps its jobs in the memory of the process that enqueues them", MISUSED)
@@ -40,6 +39,14 @@ def is_file(target: str) -> bool:
     """Whether this is the path of a file rather than of an app."""
     separators = [os.sep] if os.altsep is None else [os.sep, os.altsep]
     return any(one in target for one in separators) or target.endswith(_ENDINGS) or Path(target).exists()
+
+
+def _on_file(path: str) -> LiteQ:
+    from liteq import SqliteStorage
+
+    app = LiteQ(SqliteStorage(path, create=False))
+    app.immediate = False  # LITEQ_IMMEDIATE=1 is meant for an app's tests, not for a file that is looked at
+    return app
 
 
 def _imported(path: str, verbose: bool) -> LiteQ:

@@ -4,44 +4,19 @@ offset.
 
 from __future__ import annotations
 
-import argparse
-import math
-import re
 from datetime import datetime
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
-_TEXT = re.compile(r"(\d+(?:\.\d+)?[smhdw])+", re.ASCII)
-
-
-def duration(text: str) -> float:
-    """Seconds, from ``30``, ``0.5``, ``90s``, ``1h``, ``7d``, ``1h30m``. A type for argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none of these, or negative.
-    """
-    given = text.strip().lower()
-    if _TEXT.fullmatch(given):
-        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(given))
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"takes seconds, or a number with s, m, h, d or w such as 1h, not {text!r}")
-    return seconds
+_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
 
 
 def span(seconds: float) -> str:
     """About how long, in few characters: ``0.213s``, ``42s``, ``3m``, ``2h``, ``9d``."""
     if seconds < 10:
         return f"{max(0.0, seconds):.3f}s"
-    if seconds < 120:
-        return f"{seconds:.0f}s"
-    for unit in "mhd":
-        if seconds < 2 * {"m": 3600.0, "h": 86_400.0}.get(unit, math.inf):
-            return f"{seconds / _UNITS[unit]:.0f}{unit}"
-    raise AssertionError("unreachable: days have no end")
+    for limit, unit, letter in ((2 * _MINUTE, 1.0, "s"), (2 * _HOUR, _MINUTE, "m"), (2 * _DAY, _HOUR, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f}{letter}"
+    return f"{seconds / _DAY:.0f}d"
 
 
 def age(seconds: float) -> str:

@@ -163,6 +163,7 @@ class Dispatcher:
         try:
             self._round(now)
             self._duty_at = now + LONGEST_WAIT if self._stop_asked else self._scheduler.run(now)
+            self._look = self._look or self._scheduler.made_ready
         except StorageError as error:
             self._failed(error, now)
         else:

@@ -44,6 +44,8 @@ class Scheduler:
 
     def __init__(self, engine: Engine, *, shared: bool = True) -> None:
         self._engine = engine
+        #: Whether the last `run` made jobs ready.
+        self.made_ready = False
         self._recover = _Duty(self._recover_dead, RECOVER_EVERY)
         self._duties = [self._recover, _Duty(self._unpark, UNPARK_EVERY)]
         if shared:
@@ -62,6 +64,7 @@ class Scheduler:
         Returns:
             When something is due next, on the same clock.
         """
+        self.made_ready = False
         for duty in self._duties:
             if duty.due <= now:
                 again = duty.work()
@@ -71,11 +74,14 @@ class Scheduler:
     def _recover_dead(self) -> None:
         recovered = self._engine.recover()
         if recovered:
+            self.made_ready = True
             logs.say(logs.WARNING, "recovered the jobs of a dead consumer", jobs=recovered)
 
     def _unpark(self) -> float | None:
         self._engine.drop_stale_marks()
-        return 0.0 if self._engine.unpark() >= AT_ONCE else None
+        unparked = self._engine.unpark()
+        self.made_ready = self.made_ready or unparked > 0
+        return 0.0 if unparked >= AT_ONCE else None
 
     def _expire(self) -> float | None:
         return 0.0 if self._engine.expire() >= AT_ONCE else None

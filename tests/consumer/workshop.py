@@ -366,7 +366,6 @@ def hang_up(log: str) -> str:
     note(log, "hung up")
     if len(lines(log)) == 1:
         os.closerange(3, 1024)
-        time.sleep(60)
     return "hung up only once"
 
 

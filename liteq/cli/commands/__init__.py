@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from liteq import JobState, LiteQ
+from liteq import LiteQ
 from liteq.cli.output import Output
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ class Commands:
         """Declare a command about an app, and what runs it."""
         parser = self.add_bare(name, help, **more)
         parser.add_argument("target", metavar="APP", help="module.app, or the path of a queue's file: path/to/app.db")
-        parser.add_argument("-v", "--verbose", action="store_true", help="show the traceback if the app cannot be imported")
+        parser.add_argument(
+            "-v", "--verbose", action="store_true", help="show the traceback if the app cannot be imported"
+        )
         parser.set_defaults(run=run)
         return parser
 
@@ -39,12 +41,3 @@ class Commands:
         parser = self._parsers.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", **more)
         parser.add_argument("--json", action="store_true", help="print JSON, one object a line, with keys that stay")
         return parser
-
-
-def states(text: str) -> tuple[str, ...]:
-    """One state or several with commas between. A type for argparse."""
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in set(JobState):
-            raise argparse.ArgumentTypeError(f"takes {', '.join(JobState)} (several with commas), not {name!r}")
-    return names

@@ -6,24 +6,30 @@ import argparse
 from collections.abc import Callable
 
 from liteq import Job, JobNotFound, JobState, LiteQ
-from liteq.cli.commands import Commands, states
+from liteq.cli.arguments import duration, states
+from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, FAILED, MISUSED, Refused, complain
 from liteq.cli.escaping import escaped
 from liteq.cli.jobs import find
 from liteq.cli.output import Output
-from liteq.cli.times import duration
 
 
 def declare(commands: Commands) -> None:
     """Declare the four commands."""
-    retry = commands.add("retry", retry_jobs, "run finished jobs again, with their whole allowance of retries and their history")
+    retry = commands.add(
+        "retry", retry_jobs, "run finished jobs again, with their whole allowance of retries and their history"
+    )
     retry.add_argument("ids", metavar="ID", nargs="*", help="jobs, by id or by the number before its '-'")
     retry.add_argument("--all", action="store_true", help="all failed jobs, or all that the options below name")
-    retry.add_argument("--state", metavar="STATE", type=states, help="with --all: these finished states instead of failed")
+    retry.add_argument(
+        "--state", metavar="STATE", type=states, help="with --all: these finished states instead of failed"
+    )
     retry.add_argument("--task", metavar="TASK", help="with --all: only this task, by its stored name")
     retry.add_argument("--queue", metavar="QUEUE", help="with --all: only this queue")
 
-    revoke = commands.add("revoke", revoke_jobs, "do not run jobs that wait; tell those that run, and do not run them again")
+    revoke = commands.add(
+        "revoke", revoke_jobs, "do not run jobs that wait; tell those that run, and do not run them again"
+    )
     revoke.add_argument("ids", metavar="ID", nargs="+", help="jobs, by id or by the number before its '-'")
     revoke.add_argument("--terminate", action="store_true", help="stop those that are running")
 
@@ -45,25 +51,27 @@ def retry_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int
         raise Refused("retry takes the ids of jobs, or --all", MISUSED)
     if arguments.all:
         number = app.requeue_all(arguments.state or "failed", arguments.task, arguments.queue)
-        output.record({"requeued": number}, f"{number} jobs will run again")
+        output.record({"requeued": number}, f"{_jobs(number)} will run again")
         return DONE
     if any(one is not None for one in filters):
         raise Refused("--state, --task and --queue go with --all", MISUSED)
     return _each(app, arguments.ids, output, _retry)
 
 
-def _retry(app: LiteQ, job: Job) -> str | None:
-    return "will run again" if app.requeue(job.id) else None
+def _retry(app: LiteQ, job: Job) -> str:
+    if not app.requeue(job.id):
+        raise Refused(f"job {job.id} is {job.state}: only one that has finished can be run again")
+    return "will run again"
 
 
 def revoke_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
     """Revoke each of the jobs."""
 
-    def revoke(app: LiteQ, job: Job) -> str | None:
+    def revoke(app: LiteQ, job: Job) -> str:
         if not app.revoke(job.id, terminate=arguments.terminate):
-            return None
+            raise Refused(f"job {job.id} is {app.job(job.id).state}: one that has finished cannot be revoked")
         if app.job(job.id).state is not JobState.RUNNING:
-            return "revoked"
+            return "is revoked"
         return "is being stopped" if arguments.terminate else "is running: it is told, and will not run again"
 
     return _each(app, arguments.ids, output, revoke)
@@ -71,34 +79,36 @@ def revoke_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> in
 
 def restore_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
     """Restore each of the jobs."""
-    return _each(app, arguments.ids, output, lambda app, job: "restored" if app.restore(job.id) else None)
+    return _each(app, arguments.ids, output, _restore)
 
 
-def _each(app: LiteQ, names: list[str], output: Output, do: Callable[[LiteQ, Job], str | None]) -> int:
-    """Do something to each job; a job to which it cannot be done is complained about, and the others still have it
-    done.
-    """
+def _restore(app: LiteQ, job: Job) -> str:
+    if not app.restore(job.id):
+        raise Refused(f"job {job.id} is {job.state}: only one that was revoked can be restored")
+    return "is not revoked any more"
+
+
+def _each(app: LiteQ, names: list[str], output: Output, do: Callable[[LiteQ, Job], str]) -> int:
+    """Do something to each job. One to which it cannot be done is complained about, and the others still have it done."""
     code = DONE
     for name in names:
         try:
             job = find(app, name)
             said = do(app, job)
-        except JobNotFound as error:
+        except (JobNotFound, Refused) as error:
             complain("liteq", str(error))
             code = FAILED
-            continue
-        if said is None:
-            complain("liteq", f"{job.id} is {app.job(job.id).state}: there is nothing to be done to it")
-            code = FAILED
-        output.record(
-            {"id": job.id, "changed": said is not None, "state": str(app.job(job.id).state)},
-            *([] if said is None else [f"{escaped(job.id)} {said}"]),
-        )
+        else:
+            output.record({"id": job.id, "state": str(app.job(job.id).state)}, f"{escaped(job.id)} {said}")
     return code
 
 
 def purge_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
     """Delete what matches."""
     number = app.purge(arguments.state, arguments.queue, arguments.older_than)
-    output.record({"purged": number}, f"{number} jobs deleted")
+    output.record({"purged": number}, f"{_jobs(number)} deleted")
     return DONE
+
+
+def _jobs(number: int) -> str:
+    return "1 job" if number == 1 else f"{number} jobs"

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from liteq import JobState, LiteQ, StorageError
+from liteq.cli.arguments import duration, whole_number
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, FAILED
 from liteq.cli.output import Output
-from liteq.cli.times import duration, span
+from liteq.cli.times import span
 
 #: The ready jobs of each queue that are looked at for the one that has waited longest: the first ones enqueued.
 LOOKED_AT = 1000
@@ -37,11 +38,15 @@ class Check:
 
 def declare(commands: Commands) -> None:
     """Declare the command."""
-    health = commands.add("health", check_health, "check that the queue is being worked on: exit code 0, or 1 and what is wrong")
+    health = commands.add(
+        "health", check_health, "check that the queue is being worked on: exit code 0, or 1 and what is wrong"
+    )
     health.add_argument(
         "--max-age", metavar="TIME", type=duration, help="a job may be ready for so long at most: 30 (seconds), 5m, 1h"
     )
-    health.add_argument("--max-failed", metavar="N", type=int, help="at most so many failed jobs (default: any number)")
+    health.add_argument(
+        "--max-failed", metavar="N", type=whole_number(0), help="at most so many failed jobs (default: any number)"
+    )
 
 
 def check_health(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
@@ -82,7 +87,9 @@ def _oldest_ready(app: LiteQ, limit: float | None) -> Check:
     age = max((_oldest_in(app, queue) for queue in set(app.queues()) - set(app.paused())), default=None)
     ok = age is None or limit is None or age <= limit
     detail = "no job is waiting" if age is None else f"the oldest ready job has waited for {span(age)}"
-    return Check("oldest_ready", ok, detail if ok or limit is None else f"{detail}, more than {span(limit)}", age, limit)
+    return Check(
+        "oldest_ready", ok, detail if ok or limit is None else f"{detail}, more than {span(limit)}", age, limit
+    )
 
 
 def _oldest_in(app: LiteQ, queue: str) -> float:

@@ -28,9 +28,7 @@ def info(app: LiteQ, _arguments: argparse.Namespace, output: Output) -> int:
     output.record(seen)
     _show_file(seen, output)
     output.line()
-    output.table(
-        ("STATE", "JOBS"), list(seen["jobs"].items()), right=(1,)
-    )
+    output.table(("STATE", "JOBS"), list(seen["jobs"].items()), right=(1,))
     if seen["queues"]:
         output.line()
         rows = [(name, one["ready"], "paused" if one["paused"] else "") for name, one in seen["queues"].items()]
@@ -51,9 +49,7 @@ def look(app: LiteQ) -> dict[str, Any]:
         "version": __version__,
         "jobs": {str(state): counts[state] for state in JobState},
         "next_due_at": None if due is None else iso(datetime.fromtimestamp(due, UTC)),
-        "queues": {
-            name: {"ready": ready.get(name, 0), "paused": name in paused} for name in sorted({*ready, *paused})
-        },
+        "queues": {name: {"ready": ready.get(name, 0), "paused": name in paused} for name in sorted({*ready, *paused})},
         "consumers": [consumer_keys(one.number, one.alive, one.info) for one in app.consumers()],
     }
 
@@ -85,7 +81,7 @@ def size_of(path: str) -> int:
 
 def _show_file(seen: Mapping[str, Any], output: Output) -> None:
     output.line(f"file      {escaped(seen['location'])}")
-    output.line(f"size      {_bytes(seen['size'])}, and {_bytes(seen['wal_size'])} not yet moved into it")
+    output.line(f"size      {_bytes(seen['size'])}, and {_bytes(seen['wal_size'])} in its WAL")
     if seen["next_due_at"] is not None:
         output.line(f"next due  {local(datetime.fromisoformat(seen['next_due_at']))}")
 
@@ -109,9 +105,8 @@ def _show_consumers(consumers: list[dict[str, Any]], now: float, output: Output)
     output.table(("CONSUMER", "PID", "HOST", "WORKERS", "QUEUES", "STARTED", "APP"), rows, right=(1,))
 
 
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+def _bytes(size: int) -> str:
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**power:
+            return f"{size / 10**power:.1f} {unit}"
+    return f"{size} B"

@@ -9,7 +9,8 @@ from datetime import datetime
 from functools import partial
 
 from liteq import Attempt, Job, JobState, LiteQ
-from liteq.cli.commands import Commands, states
+from liteq.cli.arguments import states, whole_number
+from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, complain
 from liteq.cli.escaping import escaped, escaped_lines
 from liteq.cli.jobs import as_all_keys, as_keys, find, text_of, took
@@ -28,21 +29,15 @@ def declare(commands: Commands) -> None:
     ls.add_argument("--state", metavar="STATE", type=states, help="only these states (several with commas)")
     ls.add_argument("--queue", metavar="QUEUE", help="only this queue")
     ls.add_argument("--task", metavar="TASK", help="only this task, by its stored name")
-    ls.add_argument("--limit", metavar="N", type=_limit, default=100, help="at most so many (default 100; 0: all)")
+    ls.add_argument(
+        "--limit", metavar="N", type=whole_number(0), default=100, help="at most so many (default 100; 0: all)"
+    )
     ls.add_argument("--after", metavar="ID", help="only jobs after this one: the last of the page before")
     ls.add_argument("--newest", action="store_true", help="the newest first")
-    show = commands.add("show", show_jobs, "show everything about a job: times, arguments, result, every attempt's error")
+    show = commands.add(
+        "show", show_jobs, "show everything about a job: times, arguments, result, every attempt's error"
+    )
     show.add_argument("ids", metavar="ID", nargs="+", help="a job's id, or the number before its '-'")
-
-
-def _limit(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 0, not {text!r}")
-    return number
 
 
 # ── ls ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -131,7 +126,7 @@ def _facts(job: Job, now: float) -> Iterator[tuple[str, str]]:
     if job.options is not None:
         yield "options", job.options
     yield from _times(job, now)
-    yield "attempts", f"{job.attempt}, {job.crashes} of them ended with the death of a worker"
+    yield "attempts", f"{job.attempt}{f', {job.crashes} ended with the death of a worker' if job.crashes else ''}"
     if job.progress is not None:
         done, total, message = job.progress
         yield "progress", f"{done:g}{'' if total is None else f' of {total:g}'} {message}".rstrip()
@@ -166,7 +161,9 @@ def _show_attempt(attempt: Attempt, output: Output) -> None:
     ran = took(attempt)
     how_long = "" if ran is None else f" after {span(ran)}"
     output.line()
-    output.line(f"attempt {attempt.number}: {output.painted(str(attempt.ending))}{how_long}, {local(attempt.finished_at)}")
+    output.line(
+        f"attempt {attempt.number}: {output.painted(str(attempt.ending))}{how_long}, {local(attempt.finished_at)}"
+    )
     if attempt.error_type:
         output.line(f"    {escaped(attempt.error_type)}: {escaped(attempt.message)}")
     if attempt.details and attempt.details != attempt.message:

@@ -13,7 +13,9 @@ from liteq.cli.output import Output
 
 def declare(commands: Commands) -> None:
     """Declare both commands."""
-    pause = commands.add("pause", pause_queues, "start no more jobs of a queue until it is resumed; running ones finish")
+    pause = commands.add(
+        "pause", pause_queues, "start no more jobs of a queue until it is resumed; running ones finish"
+    )
     pause.add_argument("queues", metavar="QUEUE", nargs="+", help="the name of a queue")
     resume = commands.add("resume", resume_queues, "undo pause")
     resume.add_argument("queues", metavar="QUEUE", nargs="+", help="the name of a queue")

@@ -14,9 +14,9 @@ import signal
 #: Names the module to import; set while the fork server is being started.
 VARIABLE = "LITEQ_PRELOAD"
 
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-_module = os.environ.pop(VARIABLE, "")
+_module = os.environ.pop(VARIABLE, None)
+if _module is not None:  # the consumer imports this too, for its name, and must go on hearing TERM
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if _module:
     # The server itself must live: each worker imports the module again, and says what is wrong.
     with contextlib.suppress(Exception):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import sys
@@ -96,7 +97,6 @@ class ProcessPool(Pool):
     # ── feeding ──────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        self._starter.prepare()
         self._refill(self.clock.monotonic())
 
     def watch(self, selector: BaseSelector) -> None:
@@ -231,8 +231,9 @@ class ProcessPool(Pool):
         self._refill(self.clock.monotonic())
 
     def _refill(self, now: float) -> None:
-        if self._stopping or now < self._start_again_at:
+        if self._stopping or now < self._start_again_at or len(self._workers) >= self.size:
             return
+        self._starter.prepare()
         while len(self._workers) < self.size:
             siblings = [one.socket.fileno() for one in (*self._workers, *self._leaving)]
             numbers = {other.number for other in (*self._workers, *self._leaving)}
@@ -323,6 +324,7 @@ class WorkerProcess:
         self.process = process
         self.socket = channel
         self.pid = process.pid or 0
+        self.sentinel = _sentinel(process)
         self.jobs: deque[Job] = deque()
         self.load = 0.0
         self.ready = False
@@ -408,7 +410,7 @@ class WorkerProcess:
         self._selector = selector
         selector.register(self.socket, EVENT_READ)
         with contextlib.suppress(ValueError, OSError, KeyError):  # Windows: a handle that select does not take
-            selector.register(self.process.sentinel, EVENT_READ)
+            selector.register(self.sentinel, EVENT_READ)
 
     def send(self, message: Message) -> None:
         """Send without ever waiting; what does not fit goes out when the worker has read some."""
@@ -447,16 +449,11 @@ class WorkerProcess:
         return messages
 
     def _lives(self) -> bool:
-        return not self._sentinel_fired()
-
-    def _sentinel_fired(self) -> bool:
-        import select
-
         if not hasattr(select, "poll"):
-            return not self.process.is_alive()
+            return self.process.is_alive()
         poll = select.poll()
-        poll.register(self.process.sentinel, select.POLLIN)
-        return bool(poll.poll(0))
+        poll.register(self.sentinel, select.POLLIN)
+        return not poll.poll(0)
 
     # ── its end ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -494,7 +491,7 @@ class WorkerProcess:
     def bury(self, selector: BaseSelector | None) -> str:
         """Reap it and let go of its descriptors; says how it ended."""
         if selector is not None:
-            for one in (self.socket, self.process.sentinel):
+            for one in (self.socket, self.sentinel):
                 with contextlib.suppress(KeyError, ValueError):  # was not registered
                     selector.unregister(one)
         self._selector = None
@@ -505,8 +502,20 @@ class WorkerProcess:
         self._kill_group()
         self.process.join()
         code = self.process.exitcode
+        if self.sentinel != self.process.sentinel:
+            os.close(self.sentinel)
         self.process.close()
         return _how(code)
+
+
+def _sentinel(process: BaseProcess) -> int:
+    """What becomes readable at its death: multiprocessing's own is a pipe, which a process forked by a task holds
+    open.
+    """
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):  # an old kernel, or a sandbox
+            return os.pidfd_open(process.pid or 0)
+    return process.sentinel
 
 
 def _how(code: int | None) -> str:
@@ -551,7 +560,7 @@ class _Starter:
         return None if definition is None else definition.for_job(job).timeout
 
     def prepare(self) -> None:
-        """Start the fork server with the app's module in it."""
+        """Start the fork server with the app's module in it, if it does not run (any more)."""
         if self._method != "forkserver":
             return
         from multiprocessing import forkserver

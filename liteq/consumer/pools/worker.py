@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from liteq import logs
@@ -69,6 +70,7 @@ def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Run
         if runtime is None:
             sys.path[:] = setup.import_path + [one for one in sys.path if one not in setup.import_path]
             runtime = load_app(setup.app_path).engine.runtime
+        _keep_from_grandchildren(channel, slot)
         worker = _Worker(runtime, channel, setup.number, slot if begun.CAN_RECORD else None)
         for hook in runtime.on_startup:
             hook()
@@ -93,7 +95,21 @@ def _isolate(setup: WorkerSetup) -> int | None:
     for name in ("SIGHUP", "SIGUSR1"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     os.setsid()  # a group of its own, so that a kill reaches what the job has started
+    _let_fork_server_go()
     return _die_with_parent()
+
+
+def _let_fork_server_go() -> None:
+    """Close our copy of the pipe whose end tells the fork server to end.
+
+    multiprocessing hands one to every child. With it the server would wait for the last worker, and a worker in C code,
+    which hears of its consumer's death only through the server's, for ever.
+    """
+    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    kept = getattr(server, "_forkserver_alive_fd", None)
+    if kept is not None:
+        server._forkserver_alive_fd = None
+        os.close(kept)
 
 
 def _die_with_parent() -> int | None:
@@ -104,6 +120,14 @@ def _die_with_parent() -> int | None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     return parent
+
+
+def _keep_from_grandchildren(channel: socket.socket, slot: int | None) -> None:
+    """A process that a task forks must not keep the conversation, nor the consumer, looking alive."""
+    if hasattr(os, "register_at_fork"):
+        for descriptor in (channel.fileno(), slot):
+            if descriptor is not None:
+                os.register_at_fork(after_in_child=partial(os.close, descriptor))
 
 
 def _tell_why_not(channel: socket.socket, error: BaseException) -> None:
