@@ -348,11 +348,10 @@ class Engine:
                 freed += sum(self.storage.apply([lifecycle.unblock(job, now) for job in jobs], now))
         return freed
 
-    def expire(self) -> int:
-        """End the waiting jobs whose ``expires`` has passed, though no worker came to them."""
+    def expire(self, until: float, since: float) -> int:
+        """End up to AT_ONCE waiting jobs whose ``expires`` passed in between, though no worker came to them."""
         now = self.clock.now()
-        states = frozenset({JobState.READY, JobState.SCHEDULED, JobState.BLOCKED})
-        jobs = self.storage.find(JobFilter(states=states, expired_at=now, limit=AT_ONCE))
+        jobs = self.storage.find(JobFilter(expired_at=until, expired_after=since, limit=AT_ONCE))
         pairs = [(job, transition) for job in jobs if (transition := lifecycle.expire(job, now)) is not None]
         answers = self.storage.apply([transition for _, transition in pairs], now) if pairs else []
         for (job, transition), applied in zip(pairs, answers, strict=True):

@@ -190,7 +190,8 @@ class JobFilter:
         reason: exactly this reason (of blocked jobs).
         after: only jobs beyond this ``seq`` in the direction of reading.
         finished_before: finished before this instant.
-        expired_at: waiting, and its ``expires`` is not after this instant.
+        expired_at: waiting, and its ``expires`` is not after this instant …
+        expired_after: … but after this one.
         newest_first: descending ``seq``.
         limit: at most so many; ``None``: all.
     """
@@ -203,5 +204,6 @@ class JobFilter:
     after: int | None = None
     finished_before: float | None = None
     expired_at: float | None = None
+    expired_after: float = float("-inf")
     newest_first: bool = False
     limit: int | None = None

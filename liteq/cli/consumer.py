@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             (`stopping.leave`). Called with arguments by another program, it leaves that one's end to it.
     """
     prepare_streams()
-    arguments = _understood(argv)
+    arguments = understood(argv)
     stopper = Stopper()
     stopper.install()
     try:
@@ -160,7 +160,7 @@ def _declare_logs(group: argparse._ArgumentGroup, settings: Settings) -> None:
     settings.exclude("simple", "json_logs")
 
 
-def _understood(argv: Sequence[str] | None) -> argparse.Namespace:
+def understood(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, completed from the environment. Ends the program where they cannot be understood."""
     program, settings = _declared()
     arguments = program.parse_args(argv)

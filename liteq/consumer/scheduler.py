@@ -44,6 +44,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, *, shared: bool = True) -> None:
         self._engine = engine
+        self._expired_until = float("-inf")
         #: Whether the last `run` made jobs ready.
         self.made_ready = False
         self._recover = _Duty(self._recover_dead, RECOVER_EVERY)
@@ -84,7 +85,13 @@ class Scheduler:
         return 0.0 if unparked >= AT_ONCE else None
 
     def _expire(self) -> float | None:
-        return 0.0 if self._engine.expire() >= AT_ONCE else None
+        now = self._engine.clock.now()
+        # What expired before the last look was ended then, or had started. After a jump back everything is looked at.
+        since = self._expired_until if self._expired_until <= now else float("-inf")
+        if self._engine.expire(now, since) >= AT_ONCE:
+            return 0.0
+        self._expired_until = now
+        return None
 
     def _purge(self) -> float | None:
         now = self._engine.clock.now()

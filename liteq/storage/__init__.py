@@ -1,0 +1,1 @@
+"""Storage: keeps jobs as bytes and floats, and decides nothing. Read `base` first: the verbs and their promises."""

@@ -65,7 +65,8 @@ class Storage(ABC):
 
         Returns:
             For each, in order, the stored job: with its ``seq`` and ``id``, or, where its caller-chosen id exists
-            already, the existing job as it stands (compare ``created`` or ``seq`` to tell).
+            already, the existing job as it stands with its history (compare ``created`` or ``seq`` to tell). Jobs of
+            one call may share the random part of their generated ids.
 
         Raises:
             StorageError: nothing was stored.
@@ -86,7 +87,9 @@ class Storage(ABC):
         Args:
             transitions: applied in order; each guarded by (seq, source, claim).
             request: what to claim; ``None``: nothing.
-            now: scheduled jobs due at or before it become ready; also the ``started`` of claimed jobs.
+            now: scheduled jobs due at or before it become ready, the longest due first; where very many are, a part of
+                them (the next turn goes on: ``next_due`` is then still in the past). Also the ``started`` of claimed
+                jobs.
             progress: by ``seq``; kept while the job is running, dropped silently if it is not.
 
         Returns:
@@ -102,7 +105,7 @@ class Storage(ABC):
         """
 
     def apply(self, transitions: Sequence[Transition], now: float) -> list[bool]:
-        """The first third of `turn`: for revoke, requeue, release and the like."""
+        """The first half of `turn` (it promotes too): for revoke, requeue, release and the like."""
         return self.turn(transitions, None, now).applied
 
     @abstractmethod
@@ -184,7 +187,9 @@ class Storage(ABC):
 
     @abstractmethod
     def unregister(self, owner: int) -> None:
-        """Stop being an owner. Its running jobs, if any are left, are then recovered by others."""
+        """Stop being an owner. It is forgotten at once if it runs nothing; else its jobs are recovered by others
+        first.
+        """
 
     @abstractmethod
     def owners(self) -> list[Owner]:
@@ -214,4 +219,5 @@ class Storage(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of everything. Idempotent; a question or a write afterwards opens it anew."""
+        """Let go of everything, the owners registered through this object included. Idempotent; a question or a write
+        afterwards opens it anew."""

@@ -461,12 +461,14 @@ def _matches(row: Job, query: JobFilter) -> bool:
         and (query.reason is None or (row.reason == query.reason and row.state == JobState.BLOCKED))
         and (query.after is None or (row.seq < query.after if query.newest_first else row.seq > query.after))
         and (query.finished_before is None or (row.finished is not None and row.finished < query.finished_before))
-        and (query.expired_at is None or (row.state in WAITING and _expires_by(row, query.expired_at)))
+        and (
+            query.expired_at is None or (row.state in WAITING and _expired(row, query.expired_after, query.expired_at))
+        )
     )
 
 
-def _expires_by(row: Job, instant: float) -> bool:
-    return row.expires is not None and row.expires <= instant
+def _expired(row: Job, since: float, until: float) -> bool:
+    return row.expires is not None and since < row.expires <= until
 
 
 # ── fork ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

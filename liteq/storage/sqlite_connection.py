@@ -1,8 +1,12 @@
 """Connections to the SQLite file: opening it, reading, and writing in turns.
 
 One connection per process writes, behind the turnstile; questions are asked on a few others, which in WAL mode never
-wait for a writer. Nothing touches the disk before the first use. A forked child abandons its parent's connections
-(keeps them referenced and never closes them) and opens its own.
+wait for a writer. Nothing touches the disk before the first use.
+
+No connection is open while the process forks: SQLite keeps a table of the locks that its process holds, a child
+inherits it, believes that it holds them too, and takes none. Then the parent's last close deletes a WAL that the child
+writes to. So a fork waits until nobody uses a connection, closes them all, and parent and child each open their own
+again.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -37,7 +42,7 @@ TRUST = 0.05
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _UNUSABLE: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 
-#: Connections that a forked child inherited. Closing one would drop locks and could delete a WAL that the parent uses.
+#: Connections that belong to a file that is gone. They are not closed while other threads may be using them.
 _abandoned: list[sqlite3.Connection] = []
 
 
@@ -69,14 +74,18 @@ class Connections:
         self._attempts = max(1, round(patience / BUSY_SLICE))
         self._create = create
         self._allow_network_fs = allow_network_fs
-        self._reset()
+        # In this order, if several are needed. A fork takes all three.
+        self._opening = threading.RLock()
+        self._writing = threading.Lock()
+        self._reading = threading.Condition()
+        self._readers_lent = 0
+        self._forget_all()
+        _all_files.add(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def _forget_all(self) -> None:
         self._writer: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Connection] = []
         self._all: list[sqlite3.Connection] = []
-        self._opening = threading.RLock()
         self._opened_file: tuple[int, int] | None = None
         self._seen_in_place = 0.0
 
@@ -113,14 +122,15 @@ class Connections:
         return self._in_turn(lambda connection: connection.execute(statement, values).lastrowid or 0, self._attempts)
 
     def _in_turn(self, transaction: Callable[[sqlite3.Connection], T], attempts: int) -> T:
-        connection = self.writer()
-        if SystemClock.monotonic() - self._seen_in_place > TRUST:
+        if self._writer is not None and SystemClock.monotonic() - self._seen_in_place > TRUST:
             self._check_in_place()
         while True:
             attempts -= 1
+            self.writer()
             try:
-                with self.turnstile:
-                    return transaction(connection)
+                with self._writing, self.turnstile:
+                    if self._writer is not None:  # a fork in between closes it
+                        return transaction(self._writer)
             except sqlite3.Error as error:
                 if _code(error) not in _BUSY or attempts <= 0:
                     raise self.translated(error) from error
@@ -137,8 +147,6 @@ class Connections:
 
     def writer(self) -> sqlite3.Connection:
         """The writing connection, opened at first use."""
-        if self._pid != os.getpid():
-            self._abandon()
         return self._writer or self._open_writer()
 
     def _open_writer(self) -> sqlite3.Connection:
@@ -177,17 +185,27 @@ class Connections:
             self._give_back(connection)
 
     def _borrow(self) -> sqlite3.Connection:
+        with self._reading:
+            self._readers_lent += 1
+            if self._readers:
+                return self._readers.pop()
         try:
-            return self._readers.pop()
-        except IndexError:
-            with self._opening:
-                return self._connect()
+            return self._connect()
+        except BaseException:
+            self._one_less_lent()
+            raise
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         if len(self._readers) < MAX_IDLE_READERS and connection in self._all:
             self._readers.append(connection)
         else:
             self._forget(connection)
+        self._one_less_lent()
+
+    def _one_less_lent(self) -> None:
+        with self._reading:
+            self._readers_lent -= 1
+            self._reading.notify_all()
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,18 +324,30 @@ class Connections:
 
     def _abandon(self) -> None:
         _abandoned.extend(self._all)
-        self._reset()
+        self._forget_all()
 
     def close(self) -> None:
         """Close every connection of this process; the next use opens the file anew."""
-        if self._pid != os.getpid():
-            self._abandon()
-        with self._opening:
-            connections, self._all = self._all, []
-            self._readers, self._writer = [], None
-            for connection in connections:
-                connection.close()
+        self._close_all()
+        self._let_use()
         self.turnstile.close()
+
+    def _close_all(self) -> None:
+        """Wait until nobody uses a connection, close them all, and let nobody open one until `_let_use`."""
+        self._opening.acquire()
+        self._writing.acquire()
+        self._reading.acquire()
+        while self._readers_lent:
+            self._reading.wait()
+        connections = self._all
+        self._forget_all()
+        for connection in connections:
+            connection.close()
+
+    def _let_use(self) -> None:
+        self._reading.release()
+        self._writing.release()
+        self._opening.release()
 
     def translated(self, error: sqlite3.Error) -> StorageError:
         """The StorageError that says to a user what ``error`` says to a programmer."""
@@ -347,6 +377,27 @@ def _restart_wal(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
     finally:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SLICE * 1000)}")
+
+
+#: Every file that this process may have open.
+_all_files: weakref.WeakSet[Connections] = weakref.WeakSet()
+_closed_for_fork: list[Connections] = []
+
+
+def _before_fork() -> None:
+    for one in list(_all_files):
+        one._close_all()
+        _closed_for_fork.append(one)
+
+
+def _after_fork() -> None:
+    while _closed_for_fork:
+        _closed_for_fork.pop()._let_use()
+
+
+if hasattr(os, "register_at_fork"):
+    # Registered after the turnstile's own hook, so it runs before that: a writer that is waited for can still finish.
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def _code(error: sqlite3.Error) -> int:

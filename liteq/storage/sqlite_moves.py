@@ -61,6 +61,7 @@ def _is_plain_success(transition: Transition) -> bool:
         and transition.source is _RUNNING
         and transition.record is None
         and transition.consume is None
+        and transition.drop_mark is None
     )
 
 
@@ -322,9 +323,8 @@ def _runs(rows: list[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
 def record_progress(connection: sqlite3.Connection, progress: Mapping[int, Progress]) -> None:
     """Keep how far each job is, if it is running."""
     connection.executemany(
-        "INSERT OR REPLACE INTO liteq_progress "
-        "SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM liteq_running WHERE id = ?1)",
-        [(seq, *step) for seq, step in progress.items()],
+        "INSERT OR REPLACE INTO liteq_progress SELECT id, :done, :total, :message FROM liteq_running WHERE id = :seq",
+        [{"seq": seq, **step._asdict()} for seq, step in progress.items()],
     )
 
 

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Progress
+from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.storage.sqlite_moves import DONE_CODES
 
 _GENERATED_ID = re.compile(r"([1-9]\d{0,18})-([0-9a-f]{10})", re.ASCII)
@@ -128,17 +128,63 @@ def _history(connection: sqlite3.Connection, job: Job) -> tuple[Attempt, ...]:
 
 
 def find(connection: sqlite3.Connection, query: JobFilter) -> list[Job]:
-    """The jobs that match, without history."""
+    """The jobs that match, without history: first which ones, in narrow tables and indexes, then the whole rows."""
     jobs: list[Job] = []
+    everywhere = _seqs_of_any_state(connection, query)
     for state in _tables_of(query):
-        conditions, values = _conditions(state, query)
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        order = " ORDER BY s.id DESC" if query.newest_first else " ORDER BY s.id"
-        limit = "" if query.limit is None else f" LIMIT {int(query.limit)}"
-        rows = connection.execute(_select(state) + where + order + limit, values).fetchall()
-        jobs += [_job(state, row) for row in rows]
+        seqs = _seqs_of_state(connection, state, query) if everywhere is None else everywhere
+        if seqs:
+            conditions, values = _conditions(state, query)
+            where = " AND ".join([_by_seqs(state), *conditions])
+            rows = connection.execute(f"{_select(state)} WHERE {where}", values | {"seqs": str(seqs)}).fetchall()
+            jobs += [_job(state, row) for row in rows]
     jobs.sort(key=lambda job: job.seq, reverse=query.newest_first)
     return jobs if query.limit is None else jobs[: query.limit]
+
+
+def _by_seqs(state: JobState) -> str:
+    if state is JobState.READY:  # its key begins with queue and priority
+        keys = "SELECT queue, priority, id FROM liteq_job WHERE id IN (SELECT value FROM json_each(:seqs))"
+        return f"(s.queue, s.priority, s.id) IN ({keys})"
+    return "s.id IN (SELECT value FROM json_each(:seqs))"
+
+
+def _seqs_of_any_state(connection: sqlite3.Connection, query: JobFilter) -> list[int] | None:
+    """The jobs that match as far as their own rows tell; ``None`` where a state table is the better place to begin."""
+    if query.expired_at is not None:
+        condition, limit = "expires > :since AND expires <= :now", None  # of many of them the state is another one
+    elif not query.states and query.owner is None and query.reason is None and query.finished_before is None:
+        condition, limit = "rnd >= 0", query.limit
+    else:
+        return None
+    condition += "".join(
+        f" AND {column} = :{column}" for column in ("queue", "task") if getattr(query, column) is not None
+    )
+    if query.after is not None:
+        condition += f" AND id {'<' if query.newest_first else '>'} :after"
+    values = {
+        "since": query.expired_after,
+        "now": query.expired_at,
+        "queue": query.queue,
+        "task": query.task,
+        "after": query.after,
+    }
+    statement = f"SELECT id FROM liteq_job WHERE {condition}{_order_and_limit('id', query, limit)}"
+    return [row[0] for row in connection.execute(statement, values).fetchall()]
+
+
+def _seqs_of_state(connection: sqlite3.Connection, state: JobState, query: JobFilter) -> list[int]:
+    conditions, values = _conditions(state, query)
+    joined = " CROSS JOIN liteq_job j ON j.id = s.id" if any("j." in one for one in conditions) else ""
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    order = _order_and_limit("s.id", query, query.limit)
+    rows = connection.execute(f"SELECT s.id FROM {_TABLES[state]} s{joined}{where}{order}", values).fetchall()
+    return [row[0] for row in rows]
+
+
+def _order_and_limit(column: str, query: JobFilter, limit: int | None) -> str:
+    ends = "" if limit is None else f" LIMIT {int(limit)}"
+    return f" ORDER BY {column}{' DESC' if query.newest_first else ''}{ends}"
 
 
 def _tables_of(query: JobFilter) -> Iterator[JobState]:
@@ -181,14 +227,9 @@ def _conditions(state: JobState, query: JobFilter) -> tuple[list[str], dict[str,
     if query.finished_before is not None:
         done = state is JobState.SUCCEEDED
         require("s.finished < :before" if done else None, "before", query.finished_before)
-    if query.expired_at is not None:
-        waiting = state in (JobState.READY, JobState.SCHEDULED, JobState.BLOCKED)
-        require(_EXPIRED if waiting else None, "now", query.expired_at)
+    if query.expired_at is not None and state not in WAITING:
+        conditions.append("FALSE")
     return conditions, values
-
-
-# Through the partial index on expires: most jobs have none.
-_EXPIRED = "s.id IN (SELECT id FROM liteq_job WHERE expires IS NOT NULL AND expires <= :now)"
 
 
 def finished(connection: sqlite3.Connection, seqs: list[int]) -> set[int]:

@@ -233,6 +233,18 @@ def pass_or_wait(gate: str | None, log: str, word: Any) -> None:
     note(log, "ended", word)
 
 
+@task()
+def nap(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+@task()
+def write_and_nap(log: str, word: Any, seconds: float) -> None:
+    note(log, word)
+    time.sleep(seconds)
+
+
 @task(context=True)
 def wait_for_revoke(gate: str, task: TaskContext) -> str:
     """Say how far it is, and go on until revoked."""

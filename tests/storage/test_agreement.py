@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -347,6 +348,7 @@ def id_of(storage: Storage, seq: int) -> str:
     return job.id
 
 
+@pytest.mark.timeout(600)  # it takes seconds; making a disagreement short enough to read takes minutes
 def test_all_storages_answer_as_the_specification_does() -> None:
     run_state_machine_as_test(
         Agreement,

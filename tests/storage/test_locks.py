@@ -629,7 +629,6 @@ def test_a_forgotten_turnstile_leaks_nothing(directory: Path) -> None:
     turnstile = Turnstile(directory)
     turnstile.acquire()
     del turnstile
-    gc.collect()
     assert open_files() == before
 
 
@@ -1125,7 +1124,6 @@ def test_a_forgotten_housekeeper_resigns(office: Path) -> None:
     gc.collect()
     assert second.win()
     del second
-    gc.collect()
     assert open_files() == before
 
 

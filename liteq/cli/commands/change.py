@@ -89,7 +89,7 @@ def _restore(app: LiteQ, job: Job) -> str:
 
 
 def _each(app: LiteQ, names: list[str], output: Output, do: Callable[[LiteQ, Job], str]) -> int:
-    """Do something to each job. One to which it cannot be done is complained about, and the others still have it done."""
+    """Do something to each job; complain about one to which it cannot be done, and go on."""
     code = DONE
     for name in names:
         try:

@@ -70,7 +70,8 @@ class Pool(ABC):
 
     @abstractmethod
     def recall(self) -> None:
-        """Get back from the workers what they have been given and not begun; it joins the backlog, at once or soon."""
+        """The consumer stops: give out nothing more, and get back from the workers what they have been given and not
+        begun; it joins the backlog, at once or soon."""
 
     @abstractmethod
     def running(self) -> list[Job]:

@@ -93,6 +93,7 @@ class ProcessPool(Pool):
         self._failures = 0
         self._start_again_at = 0.0
         self._stopping = False
+        self._closed = False
 
     # ── feeding ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -113,8 +114,11 @@ class ProcessPool(Pool):
 
     def _distribute(self) -> None:
         """Give the backlog, in order, to the workers that have room."""
+        if self._closed:
+            return
         given: dict[WorkerProcess, list[Job]] = {}
-        ready = [one for one in self._workers if one.takes_jobs]
+        # What was asked back from a worker is not for that worker: it runs something long.
+        ready = [one for one in self._workers if one.takes_jobs and not one.recalled]
         while self._backlog and ready:
             job = self._backlog[0]
             weight = self._weight(job)
@@ -201,6 +205,7 @@ class ProcessPool(Pool):
         return None
 
     def recall(self) -> None:
+        self._closed = True
         for one in (*self._workers, *self._leaving):
             one.recall()
 
@@ -287,8 +292,8 @@ class ProcessPool(Pool):
         for one in (*self._workers, *self._leaving):
             if any(job.seq == seq for job in one.jobs):
                 one.send(("cancel", seq))  # if it has not begun it, that is enough
-                if stop and one.jobs[0].seq == seq:
-                    one.interrupt(seq, self.clock.monotonic())
+                if stop:
+                    one.stop(seq, self.clock.monotonic())
 
     def interrupt(self) -> None:
         now = self.clock.monotonic()
@@ -334,7 +339,8 @@ class WorkerProcess:
         self.busy_since = 0.0
         self.kill_at: float | None = None
         self.kill_as = Ending.CRASHED
-        self._recalled = False
+        self.recalled = False
+        self._to_stop: set[int] = set()
         self._weights: deque[float] = deque()
         self._unframer = Unframer()
         self._unsent = bytearray()
@@ -364,6 +370,7 @@ class WorkerProcess:
         self._weights.popleft()
         self.load = sum(self._weights)
         self.done += 1
+        self._to_stop.discard(job.seq)
         self._begin(now)
         return job
 
@@ -371,16 +378,18 @@ class WorkerProcess:
         self.busy_since = now
         self.kill_at = None
         self.kill_as = Ending.CRASHED
-        self._recalled = False
+        self.recalled = False
+        if self.jobs and self.jobs[0].seq in self._to_stop:
+            self.interrupt(self.jobs[0].seq, now)
 
     def recall_date(self) -> float | None:
         """When to ask back what is behind its present job; ``None``: there is nothing, or it was asked already."""
-        return self.busy_since + RECALL_AFTER if len(self.jobs) > 1 and not self._recalled else None
+        return self.busy_since + RECALL_AFTER if len(self.jobs) > 1 and not self.recalled else None
 
     def recall(self) -> None:
         """Ask back what it has not begun."""
-        if len(self.jobs) > 1 and not self._recalled:
-            self._recalled = True
+        if len(self.jobs) > 1 and not self.recalled:
+            self.recalled = True
             self.send(("recall",))
 
     def give_back(self, seqs: set[int]) -> list[Job]:
@@ -442,8 +451,10 @@ class WorkerProcess:
             else:
                 self.at_end = True
         except BlockingIOError:
-            # A grandchild may hold the socket open: the sentinel knows better.
-            self.at_end = self.at_end or not self._lives()
+            # A grandchild may hold the socket open: the sentinel knows better. What it said last is read then.
+            if not self.at_end and not self._lives():
+                self.at_end = True
+                messages += self.receive()
         except OSError:
             self.at_end = True
         return messages
@@ -461,6 +472,14 @@ class WorkerProcess:
         """Ask it to end after what it was given."""
         self.asked_to_leave = True
         self.send(("stop",))
+
+    def stop(self, seq: int, now: float) -> None:
+        """End this one of its jobs: now, or as soon as it has begun it."""
+        self._to_stop.add(seq)
+        if self.jobs[0].seq == seq:
+            self.interrupt(seq, now)
+        else:
+            self.send(("interrupt", seq))  # it may have begun it already, and our news be old
 
     def interrupt(self, seq: int, now: float) -> None:
         """Ask the body to end; kill the worker if it does not."""

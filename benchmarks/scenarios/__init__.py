@@ -1,0 +1,34 @@
+"""The scenarios by name, in the order in which they run. Each module has one, and says what it measures and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from benchmarks.harness import Bench, Figure
+from benchmarks.scenarios import contention, depth, drain, enqueue, idle, importing, latency, map_calls, peers
+
+
+class Scenario(NamedTuple):
+    """One line of ``python -m benchmarks``.
+
+    Args:
+        title: what is measured, for people.
+        run: yields the figures as they come in.
+    """
+
+    title: str
+    run: Callable[[Bench], Iterator[Figure]]
+
+
+SCENARIOS = {
+    "enqueue": Scenario("one call a job, one process", enqueue.run),
+    "map": Scenario(f"{map_calls.CALLS:,} jobs a call", map_calls.run),
+    "drain": Scenario("no-op jobs, results stored", drain.run),
+    "latency": Scenario(f"an idle consumer, a job every {latency.EVERY * 1e3:.0f} ms", latency.run),
+    "idle": Scenario(f"a consumer with {idle.WORKERS} workers and nothing to do", idle.run),
+    "depth": Scenario("a round of claim and finish, by how much waits", depth.run),
+    "contention": Scenario(f"{contention.PRODUCERS} producers and a consumer, all saturating", contention.run),
+    "import": Scenario("the import statement, in fresh processes", importing.run),
+    "peers": Scenario("other queues on this machine, as they come", peers.run),
+}

@@ -1,0 +1,77 @@
+"""How fast a consumer runs jobs that do nothing, with their results stored.
+
+Contestants: ``liteq_consumer --quiet --burst`` with 1, 2 and 4 workers of either kind, in a process of its own, on a
+file that was filled beforehand. Start-up is left out: the time goes from the start of the first job to the end of the
+last, as the file itself tells. Floor: a loop that claims and finishes in batches (`floors.drain`), in the same
+rounds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from benchmarks import floors
+from benchmarks.harness import JOBS, TIMES, Bench, Durability, Figure
+from benchmarks.processes import ProcessFailed, run_burst
+from benchmarks.tasks import open_queue
+
+KINDS = ("thread", "process")
+WORKERS = (1, 2, 4)
+
+
+def run(bench: Bench) -> Iterator[Figure]:
+    """Jobs a second, with each durability, kind of worker, and number of them."""
+    number = bench.size(60_000, 500)
+    pools = [("thread", 2), ("process", 2)] if bench.quick else [(kind, size) for kind in KINDS for size in WORKERS]
+    for durability in bench.durabilities:
+        with bench.scratch() as directory:
+            filled = fill(directory / "filled.db", number)
+            contestants: dict[str, Callable[[Path], float]] = {"floor": partial(_floor, filled, durability)}
+            for kind, size in pools:
+                contestants[f"{kind}-{size}"] = partial(liteq, filled, durability, kind, size)
+            rates = bench.take_turns(contestants, warm_up=False)
+        floor = rates.pop("floor")
+        yield Figure(f"{durability}/floor", JOBS, tuple(floor))
+        for name, values in rates.items():
+            yield Figure(f"{durability}/{name}/liteq", JOBS, tuple(values))
+            ratios = tuple(ours / theirs for ours, theirs in zip(values, floor, strict=True))
+            yield Figure(f"{durability}/{name}/ratio", TIMES, ratios)
+
+
+def fill(path: Path, number: int) -> Path:
+    app, add, _ = open_queue(path, "normal")
+    for start in range(0, number, 10_000):
+        add.map([(one, 2) for one in range(start, min(number, start + 10_000))])
+    app.close()
+    return path
+
+
+def liteq(filled: Path, durability: Durability, kind: str, workers: int, directory: Path) -> float:
+    path = directory / "queue.db"
+    shutil.copyfile(filled, path)  # nobody has it open
+    run_burst(path, durability, kind, workers)
+    with closing(sqlite3.connect(path)) as connection:
+        done, first, last = connection.execute(
+            "SELECT count(*), min(started), max(finished) FROM liteq_done"
+        ).fetchone()
+        (stored,) = connection.execute("SELECT count(*) FROM liteq_job").fetchone()
+    if done != stored:
+        raise ProcessFailed(f"{stored - done} of {stored} jobs were left by a consumer with {workers} {kind} workers")
+    return float(done / (last - first))
+
+
+def _floor(filled: Path, durability: Durability, directory: Path) -> float:
+    path = directory / "floor.db"
+    shutil.copyfile(filled, path)
+    connection = floors.connect(path, durability)
+    began = time.perf_counter()
+    number = floors.drain(connection)
+    took = time.perf_counter() - began
+    connection.close()
+    return number / took

@@ -1,0 +1,88 @@
+"""The figures that liteq is to reach on a machine with two cores, and how the recorded ones compare.
+
+For information: nothing fails when one is missed, as a figure says as much about the machine as about the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.harness import DURABILITIES, PERCENT, TIMES
+from benchmarks.report import number
+from benchmarks.results import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One bound.
+
+    Args:
+        title: for people.
+        scenario: where the figure is recorded.
+        figure: its name there.
+        sense: whether it is to be at least or at most (or below) the bound.
+        bound: in the figure's unit.
+    """
+
+    title: str
+    scenario: str
+    figure: str
+    sense: Literal["at least", "at most", "below"]
+    bound: float
+
+    def is_met(self, value: float) -> bool:
+        if self.sense == "at least":
+            return value >= self.bound
+        return value <= self.bound if self.sense == "at most" else value < self.bound
+
+
+def _targets() -> Iterator[Target]:
+    for each in DURABILITIES:
+        yield Target(f"enqueue, {each}", "enqueue", f"{each}/ratio", "at least", 0.7)
+    for each in DURABILITIES:
+        yield Target(f"map of 10,000, {each}", "map", f"{each}/ratio", "at least", 0.5)
+    for each in DURABILITIES:
+        for size in (1, 2, 4):
+            title = f"drain, {each}, {size} thread worker{'s'[: size > 1]}"
+            yield Target(title, "drain", f"{each}/thread-{size}/liteq", "at least", 40_000)
+            yield Target(title, "drain", f"{each}/thread-{size}/ratio", "at least", 0.4)
+    for each in DURABILITIES:
+        for size in (2, 4):
+            title = f"drain, {each}, {size} process workers"
+            yield Target(title, "drain", f"{each}/process-{size}/liteq", "at least", 30_000)
+    for each in DURABILITIES:
+        for kind, p50 in (("thread", 1.0), ("process", 1.5)):
+            title = f"pick-up, {each}, {kind}"
+            yield Target(f"{title}, p50", "latency", f"{each}/{kind}/pick-up/p50", "below", p50)
+            if kind == "thread":
+                yield Target(f"{title}, p99", "latency", f"{each}/{kind}/pick-up/p99", "below", 10.0)
+            yield Target(f"round trip, {each}, {kind}, p50", "latency", f"{each}/{kind}/round-trip/p50", "below", 3.0)
+    for kind in ("thread", "process"):
+        yield Target(f"idle, 4 {kind} workers", "idle", kind, "below", 0.1)
+    for each in DURABILITIES:
+        for batch in (1, 64):
+            title = f"depth 1,000,000 against 1,000, {each}, {batch} job{'s'[: batch > 1]} a round"
+            yield Target(title, "depth", f"{each}/batch-{batch}/ratio", "at most", 1.5)
+    yield Target("import liteq", "import", "ratio", "at most", 1.3)
+
+
+TARGETS = tuple(_targets())
+
+
+def compare(runs: Mapping[str, Run]) -> Iterator[str]:
+    """One line a target: ``pass``, ``miss``, or ``none`` where nothing was recorded."""
+    width = max(len(target.title) for target in TARGETS)
+    for target in TARGETS:
+        run = runs.get(target.scenario)
+        figure = run.by_name.get(target.figure) if run is not None else None
+        if figure is None:
+            yield f"none  {target.title:<{width}}  not measured yet: python -m benchmarks {target.scenario}"
+            continue
+        verdict = "pass" if target.is_met(figure.median) else "miss"
+        unit = figure.unit if figure.unit in (TIMES, PERCENT) else f" {figure.unit}"
+        yield (
+            f"{verdict}  {target.title:<{width}}  {number(figure.median) + unit:>14}  {target.sense} "
+            f"{number(target.bound)}{unit}"
+        )
