@@ -202,7 +202,9 @@ class Engine:
         ]
         decided = len(transitions)
         transitions += [transition for _, transition in refused]
-        transitions += [lifecycle.release(job) for job in released]
+        transitions += [
+            lifecycle.revoke_unbegun(job, now) if job.seq in cancelled else lifecycle.release(job) for job in released
+        ]
         turn = self.storage.turn(transitions, request, now, progress)
         # It is committed: from here on nothing may fail, or the claimed jobs would be lost on the way.
         self._announce_all_ended(ended, transitions, turn.applied)
@@ -449,10 +451,17 @@ class Engine:
             job = self.job(job_id)
             if job.state in FINISHED:
                 return False
-            if job.state is JobState.RUNNING:
-                self._set_mark(f"{CANCEL_MARK}{job.seq}", STOP if terminate else TELL)
+            if job.state is JobState.RUNNING and self._ask_to_stop(job, STOP if terminate else TELL):
                 return True
         return True
+
+    def _ask_to_stop(self, job: Job, how: str) -> bool:
+        """Mark a running job as revoked; False if it was not running any more by then (so that nobody may have seen
+        it).
+        """
+        self._set_mark(lifecycle.cancel_mark(job), how)
+        standing = self.job(job.id)
+        return standing.state is JobState.RUNNING and standing.claim == job.claim
 
     def restore(self, job_id: str) -> bool:
         """Undo `revoke`; False if the job is not revoked."""

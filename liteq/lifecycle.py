@@ -96,7 +96,7 @@ def admit(job: Job, now: float, marks: Mapping[str, str]) -> Transition | None:
     """
     if marks:
         if cancel_mark(job) in marks:  # it was revoked while it ran, and its retry was under way already
-            return _ended_unstarted(job, JobState.REVOKED, now, "revoked")._replace(drop_mark=cancel_mark(job))
+            return revoke_unbegun(job, now)
         value = marks.get(REVOKE_MARK + job.task)
         if value is not None:
             mark = Revocation.loads(value)
@@ -237,6 +237,11 @@ def release(job: Job) -> Transition:
     )
 
 
+def revoke_unbegun(job: Job, now: float) -> Transition:
+    """End a claimed job that was revoked before a worker began it."""
+    return _ended_unstarted(job, JobState.REVOKED, now, "revoked")._replace(drop_mark=cancel_mark(job))
+
+
 def crashed(job: Job, now: float, details: str) -> Outcome:
     """The outcome of an attempt whose worker or consumer died."""
     return Outcome(
@@ -253,7 +258,7 @@ def revoke(job: Job, now: float, reason: str = "revoked") -> Transition | None:
     """End a waiting job unrun; ``None`` if it is not waiting (running or finished)."""
     if job.state is JobState.RUNNING or job.state in FINISHED:
         return None
-    return _ended(job, JobState.REVOKED, now, reason)
+    return _ended(job, JobState.REVOKED, now, reason)._replace(drop_mark=cancel_mark(job))
 
 
 def restore(job: Job, now: float) -> Transition | None:

@@ -79,7 +79,9 @@ class Program:
     """A Python process that runs ``source`` and talks in lines (``say``, ``hear``), killed at the end of the block."""
 
     def __init__(self, source: str, *arguments: object) -> None:
-        prelude = "import sys\ndef say(*words): print(*words, flush=True)\ndef hear(): return sys.stdin.readline().strip()\n"
+        prelude = (
+            "import sys\ndef say(*words): print(*words, flush=True)\ndef hear(): return sys.stdin.readline().strip()\n"
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-c", prelude + textwrap.dedent(source), *map(str, arguments)],
             stdin=subprocess.PIPE,
