@@ -12,11 +12,13 @@ from benchmarks import readme, results, targets
 from benchmarks.harness import DURABILITIES, Bench, Figure, Skipped
 from benchmarks.machine import Machine, examine
 from benchmarks.processes import ROOT
-from benchmarks.report import table
+from benchmarks.report import line
 from benchmarks.results import Run
 from benchmarks.scenarios import SCENARIOS
 
 COMMANDS = ("check", "readme")
+#: Rounds of a quick run at most.
+QUICK_REPEAT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +83,8 @@ def _run(options: argparse.Namespace) -> int:
     print(f"{machine}; {synchronous}", flush=True)
     if machine.is_busy:
         _say(f"this machine is busy (load {machine.load:.1f}): times are upper bounds, rates lower ones")
-    bench = Bench(options.repeat, options.quick, durabilities, options.directory, _say)
+    repeat = min(options.repeat, QUICK_REPEAT) if options.quick else options.repeat
+    bench = Bench(repeat, options.quick, durabilities, options.directory, _say)
     for name in options.what or SCENARIOS:
         _run_one(name, bench, machine, options)
     return 0
@@ -94,11 +97,10 @@ def _run_one(name: str, bench: Bench, machine: Machine, options: argparse.Namesp
     try:
         for figure in SCENARIOS[name].run(bench):
             figures.append(figure)
-            _say(table([figure]))
+            print(line(figure), flush=True)
     except Skipped as reason:
         print(f"  skipped: {reason}")
     if figures:
-        print(table(figures), flush=True)
         run = Run(name, date, bench.repeat, bench.quick, machine, tuple(figures))
         _record(run, options.json, options.results)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from benchmarks.harness import Figure
 
 
@@ -23,11 +21,6 @@ def spread(figure: Figure) -> str:
     return "" if len(figure.values) == 1 else f"{number(figure.low)} to {number(figure.high)}"
 
 
-def table(figures: Iterable[Figure]) -> str:
-    """One line a figure: name, median, unit, lowest and highest round."""
-    rows = [(figure.name, number(figure.median), figure.unit, spread(figure)) for figure in figures]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    lines = [
-        f"  {name:<{widths[0]}}  {median:>{widths[1]}} {unit:<{widths[2]}}  {rest}" for name, median, unit, rest in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+def line(figure: Figure) -> str:
+    """Name, median, unit, lowest and highest round."""
+    return f"  {figure.name:<36} {number(figure.median):>9} {figure.unit:<7} {spread(figure)}".rstrip()

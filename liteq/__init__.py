@@ -1,62 +1,63 @@
 """liteq: a task queue and scheduler that lives inside a small Python app.
 
-from liteq import LiteQ
+    from liteq import LiteQ
 
-app = LiteQ("app.db")
+    app = LiteQ("app.db")
 
-@app.task(retries=3)
-def add(a: int, b: int) -> int:
-    return a + b
+    @app.task(retries=3)
+    def add(a: int, b: int) -> int:
+        return a + b
 
-add(1, 2).get(timeout=5)     # with `liteq_consumer module.app` running in another terminal
+    add(1, 2).get(timeout=5)     # with `liteq_consumer module.app` running in another terminal
+
+This is the front door: every public name can be imported from here, and its room is opened when it is.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from liteq import signals
 from liteq._version import __version__
-from liteq.app import LiteQ
-from liteq.context import TaskContext
-from liteq.errors import (
-    Cancel,
-    ConfigurationError,
-    DuplicateJob,
-    DuplicateTask,
-    Fail,
-    JobNotFound,
-    LiteQError,
-    ResultTimeout,
-    Retry,
-    SerializationError,
-    Snooze,
-    StorageBusy,
-    StorageError,
-    StorageTooNew,
-    StorageUnusable,
-    TaskExpired,
-    TaskFailed,
-    TaskRevoked,
-    TaskTimeout,
-    TriggerError,
-    UnknownTask,
-)
-from liteq.job import Attempt, Job, JobState, Progress
-from liteq.result import Result, ResultGroup
-from liteq.task import Signature, Task
 
+# Type checkers know this name; importing it from typing would be most of what `import liteq` costs.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from liteq import signals
+    from liteq import signals as S
+    from liteq.app import LiteQ
+    from liteq.context import TaskContext
+    from liteq.errors import (
+        Cancel,
+        ConfigurationError,
+        DuplicateTask,
+        Fail,
+        JobNotFound,
+        LiteQError,
+        ResultTimeout,
+        Retry,
+        SerializationError,
+        Snooze,
+        StorageBusy,
+        StorageError,
+        StorageTooNew,
+        StorageUnusable,
+        TaskExpired,
+        TaskFailed,
+        TaskRevoked,
+        TaskTimeout,
+        TriggerError,
+        UnknownTask,
+    )
+    from liteq.job import Attempt, Job, JobState, Progress
+    from liteq.result import Result, ResultGroup
     from liteq.serializers import CompressedSerializer, JSONSerializer, PickleSerializer, Serializer, SignedSerializer
+    from liteq.storage.base import Storage
     from liteq.storage.memory import MemoryStorage
     from liteq.storage.sqlite import SqliteStorage
-
-S = signals
+    from liteq.task import Signature, Task
+    from liteq.triggers import Trigger, at, crontab, every, parse_trigger
 
 __all__ = [
     "Attempt",
     "Cancel",
     "CompressedSerializer",
     "ConfigurationError",
-    "DuplicateJob",
     "DuplicateTask",
     "Fail",
     "JSONSerializer",
@@ -79,6 +80,7 @@ __all__ = [
     "SignedSerializer",
     "Snooze",
     "SqliteStorage",
+    "Storage",
     "StorageBusy",
     "StorageError",
     "StorageTooNew",
@@ -89,28 +91,44 @@ __all__ = [
     "TaskFailed",
     "TaskRevoked",
     "TaskTimeout",
+    "Trigger",
     "TriggerError",
     "UnknownTask",
     "__version__",
+    "at",
+    "crontab",
+    "every",
+    "parse_trigger",
     "signals",
 ]
 
-#: Names that most programs do not need, and where they are.
-_LAZY = {
-    "CompressedSerializer": "liteq.serializers",
-    "JSONSerializer": "liteq.serializers",
-    "MemoryStorage": "liteq.storage.memory",
-    "PickleSerializer": "liteq.serializers",
-    "Serializer": "liteq.serializers",
-    "SignedSerializer": "liteq.serializers",
-    "SqliteStorage": "liteq.storage.sqlite",
+_ROOMS = {
+    "app": ("LiteQ",),
+    "context": ("TaskContext",),
+    "job": ("Attempt", "Job", "JobState", "Progress"),
+    "result": ("Result", "ResultGroup"),
+    "serializers": ("CompressedSerializer", "JSONSerializer", "PickleSerializer", "Serializer", "SignedSerializer"),
+    "storage.base": ("Storage",),
+    "storage.memory": ("MemoryStorage",),
+    "storage.sqlite": ("SqliteStorage",),
+    "task": ("Signature", "Task"),
+    "triggers": ("Trigger", "at", "crontab", "every", "parse_trigger"),
 }
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+def __getattr__(name: str) -> object:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    if name in ("S", "signals"):
+        value: object = import_module("liteq.signals")
+    else:
+        value = getattr(import_module(f"liteq.{_ROOM_OF.get(name, 'errors')}"), name)
+    globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

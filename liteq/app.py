@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from liteq import lifecycle
@@ -28,6 +27,8 @@ from liteq.storage.base import Owner, Storage
 from liteq.task import Signature, Task
 
 if TYPE_CHECKING:
+    from pathlib import Path  # pathlib is a sixth of what importing this module costs; it comes with the storage
+
     from liteq.consumer import Consumer, LogSetup
 
 P = ParamSpec("P")
@@ -491,7 +492,7 @@ def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"], 
         raise ConfigurationError(f"durability takes 'full' or 'normal', not {durability!r}")
     if isinstance(spec, Storage):
         return spec
-    if not isinstance(spec, (str, Path)):
+    if not isinstance(spec, (str, os.PathLike)):
         raise TypeError(f"storage takes a path, ':memory:' or a Storage, not {type(spec).__name__} {spec!r}")
     if str(spec) == ":memory:":
         from liteq.storage.memory import MemoryStorage
@@ -501,6 +502,8 @@ def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"], 
         raise ConfigurationError("storage takes the path of a file, not an empty string")
     if "\0" in str(spec):
         raise ConfigurationError(f"storage takes the path of a file, which cannot hold a NUL: {spec!r}")
+    from pathlib import Path
+
     from liteq.storage.sqlite import SqliteStorage
 
     return SqliteStorage(base / Path(spec).expanduser(), durability=durability)
@@ -516,6 +519,8 @@ def _namespace_of_caller(app: LiteQ) -> dict[str, Any]:
 
 def _directory_of(namespace: dict[str, Any]) -> Path:
     """The directory of a module; the current one where it has no file."""
+    from pathlib import Path
+
     file = namespace.get("__file__")
     return Path(file).absolute().parent if file else Path.cwd()
 
@@ -548,6 +553,8 @@ def _main_name(function: Callable[..., Any]) -> str:
 
     Read off the function's own module: in a worker process ``__main__`` is another one.
     """
+    from pathlib import Path
+
     main = getattr(inspect.unwrap(function), "__globals__", vars(sys.modules["__main__"]))
     spec, file = main.get("__spec__"), main.get("__file__")
     if spec is not None:

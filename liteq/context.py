@@ -54,10 +54,12 @@ class TaskContext:
 
     @property
     def queue(self) -> str:
+        """The queue it waited in."""
         return self._job.queue
 
     @property
     def priority(self) -> int:
+        """Higher first."""
         return self._job.priority
 
     @property

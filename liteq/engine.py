@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import tzinfo
-from random import random
 from typing import NamedTuple
 
 from liteq import lifecycle
@@ -214,7 +213,7 @@ class Engine:
 
     def _decided(self, ended: Ended, now: float, cancelled: bool) -> Transition:
         policy = self._policy(ended.job)
-        draw = random() if policy.retry.jitter else 0.0
+        draw = _random() if policy.retry.jitter else 0.0
         return lifecycle.decide(ended.job, policy, ended.outcome, now, draw=draw, cancelled=cancelled)
 
     def _policy(self, job: Job) -> Policy:
@@ -597,6 +596,12 @@ def after(job: Job, transition: Transition) -> Job:
         reason=transition.reason,
         attempts=() if transition.record is None else (transition.record,),
     )
+
+
+def _random() -> float:
+    from random import random  # few policies have jitter
+
+    return random()
 
 
 def _death(job: Job, begun: frozenset[int] | None, now: float) -> Outcome:

@@ -9,7 +9,6 @@
     ├── TriggerError            (ValueError)    a schedule expression that cannot be read
     ├── JobNotFound             (LookupError)   no job has this id
     ├── UnknownTask             (LookupError)   no task of this name is registered in this process
-    ├── DuplicateJob            (ValueError)    unique key taken and on_duplicate="raise"
     ├── ResultTimeout           (TimeoutError)  the job did not finish in the time given to get()
     ├── TaskTimeout             (TimeoutError)  raised inside a task that ran longer than its ``timeout``
     ├── TaskFailed              (Exception)     the job ended for good without success
@@ -85,10 +84,6 @@ class UnknownTask(LiteQError, LookupError):
 
     def __reduce__(self) -> tuple[type[UnknownTask], tuple[str]]:
         return type(self), (self.task,)
-
-
-class DuplicateJob(LiteQError, ValueError):
-    """A job with this unique key is already waiting or running (``on_duplicate="raise"``)."""
 
 
 class ResultTimeout(LiteQError, TimeoutError):

@@ -68,10 +68,12 @@ class Attempt(NamedTuple):
 
     @property
     def started_at(self) -> datetime | None:
+        """When it was started, if that is known."""
         return None if self.started is None else moment(self.started)
 
     @property
     def finished_at(self) -> datetime:
+        """When it ended."""
         return moment(self.finished)
 
 
@@ -118,6 +120,7 @@ class Job(NamedTuple):
 
     @property
     def created_at(self) -> datetime:
+        """When it was enqueued (aware, UTC)."""
         return moment(self.created)
 
     @property
@@ -127,14 +130,17 @@ class Job(NamedTuple):
 
     @property
     def expires_at(self) -> datetime | None:
+        """By when it must have been started, if at all."""
         return None if self.expires is None else moment(self.expires)
 
     @property
     def started_at(self) -> datetime | None:
+        """When its last attempt was started, if it was."""
         return None if self.started is None else moment(self.started)
 
     @property
     def finished_at(self) -> datetime | None:
+        """When it ended, if it has."""
         return None if self.finished is None else moment(self.finished)
 
     @property

@@ -49,7 +49,7 @@ class Task(Generic[P, R]):
         self.definition = definition
         self._call = call or CallOptions()
         self._signature = _own_signature(definition)
-        self._names = tuple(self._signature.parameters)
+        self._names = _positional_names(self._signature)
         self._least, self._most = _positional_range(self._signature)
         # What all jobs of this object have in common, looked up once.
         call, options = self._call, definition.options
@@ -276,6 +276,11 @@ def _check_takes_context(name: str, signature: inspect.Signature) -> None:
             f"{name}{signature}: context=True passes the job's context as keyword 'task', which this function cannot "
             "take; let it be the last parameter, or by keyword only: def f(a, b, *, task)"
         )
+
+
+def _positional_names(signature: inspect.Signature) -> tuple[str, ...]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(name for name, one in signature.parameters.items() if one.kind in kinds)
 
 
 def _positional_range(signature: inspect.Signature) -> tuple[int, float]:

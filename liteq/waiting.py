@@ -14,12 +14,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from selectors import EVENT_READ, DefaultSelector
+from typing import TYPE_CHECKING
 
 from liteq.clock import SystemClock
 from liteq.errors import StorageError
 from liteq.storage.base import Storage
-from liteq.storage.watch import Waker, Watch
+
+if TYPE_CHECKING:  # a program that waits for nothing never loads what waiting takes
+    from liteq.storage.watch import Waker, Watch
 
 #: Seconds between two questions where no wake-up came; only a missed one makes this matter.
 SAFETY_POLL = 1.0
@@ -53,6 +55,8 @@ class Waiters:
         with self._lock:
             self._waiting.setdefault(seq, []).append(callback)
             if self._thread is None:
+                from liteq.storage.watch import Waker
+
                 self._waker = Waker()
                 self._thread = threading.Thread(
                     target=self._watch, args=(self._waker,), name="liteq-waiters", daemon=True
@@ -143,6 +147,8 @@ def _call(told: dict[int, list[Callback]]) -> None:
 
 def _wait_any(watch: Watch | None, waker: Waker, timeout: float) -> None:
     """Sleep until the watch or the waker has something, at most ``timeout`` seconds."""
+    from selectors import EVENT_READ, DefaultSelector
+
     with DefaultSelector() as selector:
         selector.register(waker, EVENT_READ)
         if watch is not None:

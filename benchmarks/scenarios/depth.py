@@ -37,9 +37,12 @@ def run(bench: Bench) -> Iterator[Figure]:
 
 
 def _fill(path: Path, waiting: int, scheduled: int) -> None:
-    stored = payload(open_queue(path.with_suffix(".unused"), "normal"), 1, 2)
-    connection = floors.create(path, "normal")
-    for start in range(0, waiting, 10_000):
+    queue = open_queue(path, "normal")
+    stored = payload(queue, 1, 2)
+    queue.add(1, 2)
+    queue.app.close()
+    connection = floors.connect(path, "normal")
+    for start in range(1, waiting, 10_000):
         floors.insert_all(connection, [stored] * min(10_000, waiting - start))
     if scheduled:
         floors.insert_all(connection, [stored] * scheduled, delay=30 * 86_400.0)

@@ -31,7 +31,7 @@ def run(bench: Bench) -> Iterator[Figure]:
     pools = [("thread", 2), ("process", 2)] if bench.quick else [(kind, size) for kind in KINDS for size in WORKERS]
     for durability in bench.durabilities:
         with bench.scratch() as directory:
-            filled = fill(directory / "filled.db", number)
+            filled = fill(directory / "filled", number)
             contestants: dict[str, Callable[[Path], float]] = {"floor": partial(_floor, filled, durability)}
             for kind, size in pools:
                 contestants[f"{kind}-{size}"] = partial(liteq, filled, durability, kind, size)
@@ -44,17 +44,19 @@ def run(bench: Bench) -> Iterator[Figure]:
             yield Figure(f"{durability}/{name}/ratio", TIMES, ratios)
 
 
-def fill(path: Path, number: int) -> Path:
-    app, add, _ = open_queue(path, "normal")
+def fill(directory: Path, number: int) -> Path:
+    """A directory with a queue of so many waiting jobs in it, to be copied."""
+    directory.mkdir()
+    app, add, _ = open_queue(directory / "queue.db", "normal")
     for start in range(0, number, 10_000):
         add.map([(one, 2) for one in range(start, min(number, start + 10_000))])
     app.close()
-    return path
+    return directory
 
 
 def liteq(filled: Path, durability: Durability, kind: str, workers: int, directory: Path) -> float:
-    path = directory / "queue.db"
-    shutil.copyfile(filled, path)  # nobody has it open
+    """One contestant: jobs a second."""
+    path = _copied(filled, directory)
     run_burst(path, durability, kind, workers)
     with closing(sqlite3.connect(path)) as connection:
         done, first, last = connection.execute(
@@ -67,11 +69,14 @@ def liteq(filled: Path, durability: Durability, kind: str, workers: int, directo
 
 
 def _floor(filled: Path, durability: Durability, directory: Path) -> float:
-    path = directory / "floor.db"
-    shutil.copyfile(filled, path)
-    connection = floors.connect(path, durability)
+    connection = floors.connect(_copied(filled, directory), durability)
     began = time.perf_counter()
     number = floors.drain(connection)
     took = time.perf_counter() - began
     connection.close()
     return number / took
+
+
+def _copied(filled: Path, directory: Path) -> Path:
+    """The queue in a copy; nobody has the original open."""
+    return Path(shutil.copytree(filled, directory / "copy")) / "queue.db"

@@ -54,7 +54,7 @@ def _enqueue(bench: Bench, peer: str, number: int, durability: Durability) -> It
 
 def _drain(bench: Bench, peer: str, number: int, durability: Durability, kind: str) -> Iterator[Figure]:
     with bench.scratch() as directory:
-        filled = drain.fill(directory / "filled.db", bench.size(20_000, 500))
+        filled = drain.fill(directory / "filled", bench.size(20_000, 500))
         liteq = partial(drain.liteq, filled, durability, kind, WORKERS)
         yield from _side_by_side(
             bench, f"{peer}/drain {kind}-{WORKERS}", liteq, partial(_huey_drain, peer, number, kind)

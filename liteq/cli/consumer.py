@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from liteq import ConfigurationError, StorageError, __version__
 from liteq.cli.arguments import duration, names, whole_number
-from liteq.cli.endings import DONE, MISUSED, Refused, complain, refusal
+from liteq.cli.endings import DONE, FAILED, MISUSED, Refused, complain, refusal
 from liteq.cli.environment import Settings
 from liteq.cli.output import prepare_streams
 from liteq.cli.pidfile import pidfile
@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as refused:
         complain(_PROGRAM, str(refused))
         code = refused.code
+    except Exception:
+        logging.getLogger("liteq").exception("the consumer failed")
+        code = FAILED
     if argv is None:
         stopper.leave(code)
         leave(code)

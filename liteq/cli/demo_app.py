@@ -9,10 +9,8 @@ import zlib
 
 from liteq import LiteQ, TaskContext
 
-#: Names the queue's file; the demo sets it for the consumer that it starts.
-VARIABLE = "LITEQ_DEMO_QUEUE"
-
-app = LiteQ(os.environ.get(VARIABLE, "liteq-demo.db"))
+# The demo names a file in a temporary folder, for itself and for the consumer that it starts.
+app = LiteQ(os.environ.get("LITEQ_DEMO_QUEUE", ":memory:"))
 
 
 @app.task

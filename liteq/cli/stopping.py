@@ -36,8 +36,6 @@ class Stopper:
         self.asked = False
         self._consumer: Consumer | None = None
         self._leaving: int | None = None
-        self._pending = 0
-        self._busy = False
 
     def install(self) -> None:
         """From here on the signals come here."""
@@ -61,19 +59,7 @@ class Stopper:
             end_now(self._leaving)
         if self._consumer is None:
             raise StopAsked
-        self._pass_on(self._consumer, number, frame)
-
-    def _pass_on(self, consumer: Consumer, number: int, frame: FrameType | None) -> None:
-        """Tell the consumer, one signal after another: a second one may come while this very function runs, and a
-        handler inside a handler would wait for a lock that the outer one holds."""
-        self._pending += 1
-        if self._busy:
-            return
-        self._busy = True
-        while self._pending:
-            self._pending -= 1
-            consumer.on_signal(number, frame)
-        self._busy = False
+        self._consumer.on_signal(number, frame)
 
 
 def leave(code: int) -> None:

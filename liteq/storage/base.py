@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from liteq.job import Job, JobFilter, JobState, Progress
 from liteq.lifecycle import Transition
-from liteq.storage.watch import Watch
+
+if TYPE_CHECKING:
+    from liteq.storage.watch import Watch
 
 
 class ClaimRequest(NamedTuple):

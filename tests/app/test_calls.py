@@ -118,11 +118,12 @@ def test_positional_and_keyword_only_parameters_are_minded(app: LiteQ) -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "word"),
     [
-        ((object(),), {}, "a"),
-        ((1, object()), {}, "b"),
-        ((1,), {"c": lambda: 1}, "c"),
-        ((1, [1, {"k": threading.Lock()}]), {}, r"b\[1\]\['k'\]"),
-        ((1, (x for x in "ab")), {}, "generator"),
+        ((object(),), {}, "'a': object "),
+        ((1, object()), {}, "'b': object "),
+        ((1, 2, 3, object()), {}, r"args\[3\]: object "),
+        ((1,), {"c": lambda: 1}, "'c': function "),
+        ((1, [1, {"k": threading.Lock()}]), {}, r"'b'\[1\]\['k'\]: _thread.lock "),
+        ((1, (x for x in "ab")), {}, "'b': generator "),
     ],
 )
 def test_what_cannot_be_stored_is_an_error_naming_the_argument_and_the_task(
@@ -441,7 +442,7 @@ def test_an_id_may_be_used_again_once_its_job_was_purged(app: LiteQ, add: Task[.
     assert value(app, add.using(id="x")(2)) == 12
 
 
-def test_generated_ids_are_short_and_sort_by_nothing_secret(app: LiteQ, add: Task[..., int]) -> None:
+def test_generated_ids_are_short_and_distinct(app: LiteQ, add: Task[..., int]) -> None:
     ids = [add(1).id for _ in range(100)]
     assert len(set(ids)) == 100
     assert all(len(one) < 20 and one.isascii() for one in ids)
@@ -496,7 +497,9 @@ def test_a_tuple_is_the_arguments_and_anything_else_the_one_argument(app: LiteQ)
     work(app)
     expected = [(1, 2), (), ((1, 2),), ([1, 2],), ({"a": 1},), ("ab",), (None,), (5,)]
     assert group.get(0) == expected
-    assert asyncio.run(task.amap(calls[:2])).get is not None
+    again = asyncio.run(task.amap(calls[:2]))
+    work(app)
+    assert again.get(0) == expected[:2]
     assert [app.jobs()[number].id for number in range(8)] == [result.id for result in group]
 
 

@@ -125,8 +125,10 @@ def test_durability_reaches_the_file(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("1", True), ("true", True), ("TRUE", True), ("yes", True), ("on", True), (" 1 ", True)]
-    + [("0", False), ("false", False), ("no", False), ("off", False), ("", False)],
+    [
+        *[(value, True) for value in ("1", "true", "TRUE", "yes", "on", " 1 ")],
+        *[(value, False) for value in ("0", "false", "no", "off", "", " ")],
+    ],
 )
 def test_immediate_mode_can_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, value: str, expected: bool
@@ -138,7 +140,7 @@ def test_immediate_mode_can_come_from_the_environment(
 
 def test_nonsense_in_the_environment_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITEQ_IMMEDIATE", "maybe")
-    with pytest.raises(ConfigurationError, match="LITEQ_IMMEDIATE .*'maybe'"):
+    with pytest.raises(ConfigurationError, match=r"LITEQ_IMMEDIATE .*'maybe'"):
         LiteQ("never.db")
 
 
@@ -236,7 +238,7 @@ def test_a_path_made_in_a_function_belongs_to_the_module_of_the_function(shop: P
 def test_a_subclass_may_have_its_own_constructor(shop: Path) -> None:
     (shop / "base.py").write_text(
         "from liteq import LiteQ\n"
-        "class Queue(LiteQ):\n    def __init__(self, *args, **kw):\n        super().__init__(*args, name='mine', **kw)\n"
+        "class Queue(LiteQ):\n    def __init__(self, *args):\n        super().__init__(*args, name='mine')\n"
     )
     (shop / "data").mkdir()
     (shop / "data" / "__init__.py").write_text("from shop.base import Queue\napp = Queue('data.db')\n")

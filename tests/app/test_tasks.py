@@ -137,7 +137,7 @@ def test_a_wrong_option_is_refused_by_name(
 
 
 def test_options_are_checked_at_the_line_of_the_decorator(app: LiteQ) -> None:
-    with pytest.raises(TypeError, match="unknown .*'retrys'"):
+    with pytest.raises(TypeError, match=r"unknown .*'retrys'"):
         app.task(retrys=3)
 
 
@@ -420,7 +420,7 @@ def test_whatever_can_be_called_can_be_a_task(immediate: LiteQ, function: Callab
 
 
 def test_a_partial_needs_a_name(app: LiteQ) -> None:
-    with pytest.raises(ConfigurationError, match="partial .*name="):
+    with pytest.raises(ConfigurationError, match=r"partial .*name="):
         app.task(functools.partial(make, "a"))
 
 

@@ -406,3 +406,10 @@ def test_a_failing_job_does_not_change_the_exit_code(shop: Shop) -> None:
     job = shop.task("fail")("no")
     assert shop.consume("-k", "process").returncode == 0
     assert job.state is JobState.FAILED
+
+
+def test_an_error_nobody_foresaw_is_logged_and_exit_code_1(shop: Shop) -> None:
+    shop.module("odd", "class Odd:\n    engine = None\n    def close(self): pass\napp = Odd()\n")
+    done = shop.run("-m", "liteq.cli.consumer", "odd.app", "-l", "odd.log")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "AttributeError" in (shop.directory / "odd.log").read_text()

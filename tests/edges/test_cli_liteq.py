@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from liteq import LiteQ, SqliteStorage, __version__
 from liteq.cli import main as program
 from liteq.cli.escaping import escaped, escaped_lines, one_line
 from liteq.cli.times import age, span
+
+pty = pytest.importorskip("pty", reason="the tests make terminals, and their tasks wait at named pipes")
 
 #: A title for the terminal's window, red, a line end, a right-to-left override, an 8-bit control sequence, a backspace.
 NASTY = "a\x1b]0;title\x07\x1b[31m\r\n\u202eb\x9b31m\x08\x7f"
