@@ -73,7 +73,7 @@ class LiteQ:
         serializer: ``"json"``, ``"pickle"`` or a Serializer.
         timezone: in which naive datetimes are read: an IANA name or a tzinfo.
         durability: ``"full"``: what was enqueued survives power loss; ``"normal"``: it survives any crash of the
-        program.
+            program.
         result_ttl: seconds (or timedelta) after their end for which succeeded, revoked and expired jobs are kept;
             ``None``: for ever.
         failed_ttl: the same for failed ones.
@@ -351,7 +351,10 @@ class LiteQ:
 
     def resume(self, queue: str) -> bool:
         """Undo `pause`; False if the queue was not paused."""
-        return self.storage.swap(PAUSE_MARK + check_name(queue, "queue"), "1", None)
+        resumed = self.storage.swap(PAUSE_MARK + check_name(queue, "queue"), "1", None)
+        if resumed and self.immediate:
+            self.engine.run_ready()
+        return resumed
 
     def paused(self) -> list[str]:
         """The paused queues."""

@@ -22,7 +22,7 @@ from liteq.definition import Definition, Options, policy_without_task
 from liteq.errors import ConfigurationError, JobNotFound, TaskFailed
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
 from liteq.job import FINISHED, WAITING, Ending, Job, JobFilter, JobState, Outcome, Progress
-from liteq.lifecycle import CANCEL_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Transition
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Transition
 from liteq.serializers import Serializer
 from liteq.storage.base import ClaimRequest, Storage
 from liteq.waiting import Waiters
@@ -501,14 +501,20 @@ class Engine:
         close_loop()
 
     def run_until(self, job: Job, deadline: float | None) -> None:
-        """Be the consumer for a job that is due later: sleep until then and run it, if ``deadline`` allows.
+        """Be the consumer for a job that is due later: sleep until then and run it, and on the way there whatever is
+        due before, if ``deadline`` allows.
 
         Args:
             deadline: on the app's clock, seconds since the epoch.
         """
         while (due := self._due_of(job)) is not None and (deadline is None or due <= deadline):
-            self.clock.sleep(max(0.0, due - self.clock.now()))
+            self.clock.sleep(max(0.0, (self.storage.next_due() or due) - self.clock.now()))
             self.run_ready()
+
+    def is_startable(self, job: Job) -> bool:
+        """Whether a job is ready in a queue that is not paused."""
+        mark = PAUSE_MARK + job.queue
+        return job.state is JobState.READY and mark not in self.storage.marks(mark)
 
     def _due_of(self, job: Job) -> float | None:
         standing = self.storage.get(job.id)

@@ -274,7 +274,7 @@ def _failed(
             error = problem
     return outcome._replace(
         ending=Ending.TIMEOUT if isinstance(error, TaskTimeout) else Ending.FAILED,
-        retryable=_retryable(error, options),
+        retryable=is_retryable(error, options),
         **_described(error, options.timeout),
     )
 
@@ -298,7 +298,8 @@ def _directed(outcome: Outcome, directive: Directive, runtime: Runtime, now: flo
     raise TypeError(f"{type(directive).__name__} is not a directive that liteq knows")
 
 
-def _retryable(error: BaseException, options: Options) -> bool:
+def is_retryable(error: BaseException, options: Options) -> bool:
+    """Whether ``retry_on`` and ``give_up_on`` allow another attempt after this error."""
     if isinstance(error, _Undecodable):
         return False
     # SystemExit and its like are not Exceptions, yet no reason to give up: they count as any other error.

@@ -147,10 +147,12 @@ class Result(Generic[R]):
             while True:
                 engine.run_until(engine.job(self.id), ends_at)
                 job = engine.job(self.id)
-                if job.state is not JobState.RUNNING:
-                    return job if job.state in FINISHED else None
-                if not watch.wait(_left(deadline, clock.monotonic())):  # another thread runs it
-                    return None
+                if job.state in FINISHED:
+                    return job
+                if engine.is_startable(job):  # another thread has put it back just now
+                    engine.run_ready()
+                elif job.state is not JobState.RUNNING or not watch.wait(_left(deadline, clock.monotonic())):
+                    return None  # it cannot start, or another thread runs it for too long
 
     def _timed_out(self, limit: float | None) -> ResultTimeout:
         return ResultTimeout(self.id, self.state, limit or 0.0)

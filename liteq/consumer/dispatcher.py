@@ -230,14 +230,14 @@ class Dispatcher:
         return bool(self._ended or self._released or self._refused or self._progress)
 
     def _take_back(self, now: float) -> None:
-        """Give back what was claimed too early: no job has ended for a while, or the consumer stops."""
+        """Give back what was claimed too early: jobs are slower than was thought, or the consumer stops."""
         if not self._pool.backlog:
             return
-        stopping = self._stop_asked
-        if stopping or now - self._last_end >= GIVE_BACK_AFTER:
+        nothing_ends = now - self._last_end >= GIVE_BACK_AFTER
+        if nothing_ends and not self._stop_asked:
+            self._prefetch.gave_back()
+        if nothing_ends or self._stop_asked or self._prefetch.too_much(self._pool.ready, self._pool.backlog):
             self._released += self._pool.take_back()
-            if not stopping:
-                self._prefetch.gave_back()
 
     # ── stopping ─────────────────────────────────────────────────────────────────────────────────────
 

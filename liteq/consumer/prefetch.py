@@ -46,7 +46,18 @@ class Prefetch:
             workers: that are ready to run jobs.
             held: jobs that were claimed and have not ended.
         """
+        return max(0, workers + self._affordable(workers) - held)
+
+    def too_much(self, workers: int, backlog: int) -> bool:
+        """Whether far more waits here than would be claimed now: jobs have become slower since.
+
+        Args:
+            workers: that are ready to run jobs.
+            backlog: jobs that were claimed and no worker has been given.
+        """
+        return backlog > workers + 2 * self._affordable(workers)
+
+    def _affordable(self, workers: int) -> int:
         if workers == 0 or self._average is None:
-            return max(0, workers - held)
-        ahead = min(self._ahead, int(workers * AHEAD / max(self._average, 1e-9)))
-        return max(0, workers + ahead - held)
+            return 0
+        return min(self._ahead, int(workers * AHEAD / max(self._average, 1e-9)))

@@ -6,6 +6,7 @@ between the state tables are in `sqlite_moves`, the questions in `sqlite_questio
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import sqlite3
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import getrandbits
 
+from liteq.errors import StorageBusy
 from liteq.job import Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Transition
 from liteq.storage import begun
@@ -162,7 +164,9 @@ class SqliteStorage(Storage):
         slot = self._slots.pop(owner, None)
         if slot is not None:
             slot.release()
-        self.forget(owner)
+        # The released slot has told everybody already; whoever finds the row later drops it.
+        with contextlib.suppress(StorageBusy):
+            self._connections.write(lambda connection: self._forget(connection, owner), patient=False)
 
     def owners(self) -> list[Owner]:
         rows = self._connections.read(

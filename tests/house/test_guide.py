@@ -133,6 +133,19 @@ def test_every_mark_is_understood(page: str) -> None:
     assert len(MARK.findall(text)) == len(list(examples_of(text, page)))
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
+    for file, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / file if file else page
+        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M)
+        assert anchor in {_anchor(heading) for heading in headings}, f"{page.name}: {file}#{anchor}"
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub and MkDocs make it."""
+    return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
 # ── the README's main job ───────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -34,7 +34,8 @@ from liteq.consumer.pools import preload, worker
 from liteq.consumer.pools.base import GRACE, Pool
 from liteq.consumer.pools.messages import Message, Unframer, frame, pack_job, unpack_outcome
 from liteq.engine import Ended
-from liteq.execution import Runtime
+from liteq.errors import TaskTimeout
+from liteq.execution import Runtime, is_retryable
 from liteq.job import Ending, Job, Outcome, Progress
 
 #: How much work a worker may be given at once, in seconds, and how many jobs: enough to last while the dispatcher
@@ -224,6 +225,8 @@ class ProcessPool(Pool):
         if one.jobs:
             job = one.jobs.popleft()
             outcome = one.last_outcome(job, self.clock.now(), how)
+            if outcome.ending is Ending.TIMEOUT:
+                outcome = outcome._replace(retryable=self._starter.retries_timeouts(job))
             self._ended.append(Ended(job, outcome))
             self._backlog.extendleft(reversed(one.jobs))
             one.jobs.clear()
@@ -577,6 +580,11 @@ class _Starter:
         """The job's timeout in seconds, if it has one."""
         definition = self._runtime.tasks.get(job.task)
         return None if definition is None else definition.for_job(job).timeout
+
+    def retries_timeouts(self, job: Job) -> bool:
+        """Whether a timeout is an error that the job's task retries."""
+        definition = self._runtime.tasks.get(job.task)
+        return definition is None or is_retryable(TaskTimeout(), definition.for_job(job))
 
     def prepare(self) -> None:
         """Start the fork server with the app's module in it, if it does not run (any more)."""

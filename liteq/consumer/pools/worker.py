@@ -57,7 +57,7 @@ def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Run
         setup: see there.
         channel: this end of the socket to the consumer.
         liveness: a copy of the consumer's lock, held so that a job still running here is not given to others; in its
-        file
+            file
             is recorded what was begun.
         runtime: the app's, where it is inherited.
     """
