@@ -13,15 +13,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import getrandbits
+from typing import Any
 
 from benchmarks.harness import Durability
 from benchmarks.tasks import ADD
 from liteq.storage import schema
 from liteq.storage.sqlite_connection import AUTOCHECKPOINT
 
-#: Jobs a transaction of the claiming loop. Larger ones gain less than 10 % (128,000/s; 512: 203,000 without results).
+#: Jobs a transaction of the claiming loop: about what a saturated dispatcher settles and claims at a time.
 BATCH = 128
-#: Rows a statement: 90 of 11 values stay under SQLite's oldest limit of 999 variables; 500 were not quicker.
+#: Rows a statement: 90 of 11 values stay under SQLite's oldest limit of 999 variables, as liteq must.
 ROWS = 90
 DONE_ROWS = 64
 
@@ -29,7 +30,8 @@ _COLUMNS = "rnd, cid, queue, task, priority, due, expires, created, options, sum
 _INSERT_ONE = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_ROWS = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)'] * ROWS)}"
 
-Claimed = tuple[int, str, bytes]
+#: A row of what a claim has to read: the id, and whatever makes it a Job.
+Claimed = tuple[Any, ...]
 
 
 def connect(path: Path, durability: Durability) -> sqlite3.Connection:
@@ -87,7 +89,9 @@ def insert_all(connection: sqlite3.Connection, payloads: Sequence[bytes], *, del
 # ── claim and finish ─────────────────────────────────────────────────────────────────────────────────────
 
 _HEAD = """
-SELECT r.id, j.task, j.payload FROM liteq_ready r CROSS JOIN liteq_job j ON j.id = r.id
+SELECT r.id, j.rnd, j.cid, j.task, j.payload, j.created, j.due, j.expires, j.options, j.summary,
+       r.priority, r.claim, r.attempt, r.base, r.crashes
+FROM liteq_ready r CROSS JOIN liteq_job j ON j.id = r.id
 WHERE r.queue = 'default' ORDER BY r.priority DESC, r.id LIMIT ?
 """
 _RANGE = "WHERE queue = 'default' AND priority = 0 AND id BETWEEN ? AND ?"
@@ -112,7 +116,7 @@ def turn(connection: sqlite3.Connection, finished: Sequence[Claimed], wanted: in
         wanted: how many to claim.
 
     Returns:
-        Id, task and payload of each claimed job, oldest first.
+        The row of each claimed job, the id first; the oldest first.
     """
     now = time.time()
     connection.execute("BEGIN IMMEDIATE")

@@ -29,8 +29,21 @@ def wanted(level: int) -> bool:
 
 def _write(level: int, event: str, keys: dict[str, Any], tail: str = "") -> None:
     if logger.isEnabledFor(level):
-        words = " ".join(f"{key}={value}" for key, value in keys.items())
-        logger.log(level, "%s", f"{event} {words}{tail}" if words else event, extra={"event": event, **keys})
+        words = " ".join(f"{key}={_harmless(value)}" for key, value in keys.items())
+        text = f"{event} {words}{_harmless(tail, keep=_BREAKS)}" if words else event
+        logger.log(level, "%s", text, extra={"event": event, **keys})
+
+
+_BREAKS = frozenset("\n\t")
+
+
+def _harmless(value: object, keep: frozenset[str] = frozenset()) -> str:
+    """The text of a value with control characters spelled out: what a job says of itself must not forge lines, nor
+    command the terminal of whoever reads the log."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)
 
 
 def started(job: Job, retries: int) -> None:

@@ -196,7 +196,8 @@ class Task(Generic[P, R]):
         call = self._call
         expires = self.definition.options.expires if call.expires is None else call.expires
         due = due_at(now, zone, eta=call.eta, delay=call.delay)
-        return due, None if expires is None else _expiry(expires, now, zone)
+        # One that lies in the past already has just passed: that is where consumers look for it.
+        return due, None if expires is None else max(now, _expiry(expires, now, zone))
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -229,6 +230,9 @@ class Task(Generic[P, R]):
     def is_revoked(self) -> bool:
         """Whether calls of this task are skipped now."""
         return self._engine().is_task_revoked(self.name)
+
+    def __reduce__(self) -> str:
+        return str(getattr(self, "__qualname__", self.name))  # by reference, as a function is pickled
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"

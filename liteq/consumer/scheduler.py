@@ -16,6 +16,7 @@ from liteq.job import JobState
 #: Seconds between two looks. A death is also announced by the storage's watch, so this is for platforms without events.
 RECOVER_EVERY = 5.0
 EXPIRE_EVERY = 1.0
+EXPIRE_ALL_EVERY = 60.0
 UNPARK_EVERY = 5.0
 PURGE_EVERY = 60.0
 #: While there is more to delete, how long to wait between two batches: at most one part in ten of the time is spent.
@@ -45,6 +46,7 @@ class Scheduler:
     def __init__(self, engine: Engine, *, shared: bool = True) -> None:
         self._engine = engine
         self._expired_until = float("-inf")
+        self._expire_all_at = float("-inf")
         #: Whether the last `run` made jobs ready.
         self.made_ready = False
         self._recover = _Duty(self._recover_dead, RECOVER_EVERY)
@@ -86,11 +88,14 @@ class Scheduler:
 
     def _expire(self) -> float | None:
         now = self._engine.clock.now()
-        # What expired before the last look was ended then, or had started. After a jump back everything is looked at.
-        since = self._expired_until if self._expired_until <= now else float("-inf")
-        if self._engine.expire(now, since) >= AT_ONCE:
+        # What expired before the last look was ended then, or was running. Only a job that was given back since needs
+        # the look at everything, and a jump of the clock back.
+        everything = now >= self._expire_all_at or now < self._expired_until
+        if self._engine.expire(now, float("-inf") if everything else self._expired_until) >= AT_ONCE:
             return 0.0
         self._expired_until = now
+        if everything:
+            self._expire_all_at = now + EXPIRE_ALL_EVERY
         return None
 
     def _purge(self) -> float | None:

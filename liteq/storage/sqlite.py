@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import getrandbits
 
-from liteq.errors import StorageBusy
+from liteq.errors import StorageBusy, StorageUnusable
 from liteq.job import Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Transition
 from liteq.storage import begun
@@ -140,6 +140,7 @@ class SqliteStorage(Storage):
     def register(self, info: Mapping[str, object]) -> int:
         self._connections.writer()
         name = secrets.token_hex(8)
+        self._make_slots_directory()
         slot = Slot.take(self._slots_directory / name)
         statement = "INSERT INTO liteq_owner (slot, info) VALUES (?, ?)"
         try:
@@ -197,8 +198,16 @@ class SqliteStorage(Storage):
 
     def watch(self) -> Watch:
         self._connections.writer()
-        self._slots_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_slots_directory()
         return watch_database(self.path, self._slots_directory)
+
+    def _make_slots_directory(self) -> None:
+        """It may be missing though the file is there: in a backup that was restored elsewhere."""
+        try:
+            for directory in (self._slots_directory.parent, self._slots_directory):
+                directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StorageUnusable(f"{self._slots_directory} cannot be created: {error.strerror}") from error
 
     def barrier(self) -> None:
         self._connections.turnstile.barrier()

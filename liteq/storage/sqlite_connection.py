@@ -256,8 +256,11 @@ class Connections:
         try:
             connection = self._connect()
             try:
-                if schema.version(connection) != schema.CURRENT:
-                    schema.refuse_newer(schema.version(connection), str(self.path))
+                found = schema.version(connection)
+                schema.refuse_newer(found, str(self.path))
+                if found == 0 and not self._create:
+                    raise StorageUnusable(f"{self.path} holds no liteq queue; it was left untouched")
+                if found < schema.CURRENT:
                     self._set_up(connection)
                 self._use_wal(connection)
             except BaseException:
@@ -311,10 +314,14 @@ class Connections:
         connection = sqlite3.connect(
             uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_SLICE, cached_statements=256
         )
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
-        connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
         self._all.append(connection)
+        try:
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
+            connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
+        except BaseException:
+            self._forget(connection)
+            raise
         return connection
 
     def _forget(self, connection: sqlite3.Connection) -> None:

@@ -152,9 +152,9 @@ def _by_seqs(state: JobState) -> str:
 def _seqs_of_any_state(connection: sqlite3.Connection, query: JobFilter) -> list[int] | None:
     """The jobs that match as far as their own rows tell; ``None`` where a state table is the better place to begin."""
     if query.expired_at is not None:
-        condition, limit = "expires > :since AND expires <= :now", None  # of many of them the state is another one
+        condition = f"expires > :since AND expires <= :now AND ({_WAITS})"
     elif not query.states and query.owner is None and query.reason is None and query.finished_before is None:
-        condition, limit = "rnd >= 0", query.limit
+        condition = "rnd >= 0"
     else:
         return None
     condition += "".join(
@@ -169,7 +169,7 @@ def _seqs_of_any_state(connection: sqlite3.Connection, query: JobFilter) -> list
         "task": query.task,
         "after": query.after,
     }
-    statement = f"SELECT id FROM liteq_job WHERE {condition}{_order_and_limit('id', query, limit)}"
+    statement = f"SELECT id FROM liteq_job j WHERE {condition}{_order_and_limit('id', query)}"
     return [row[0] for row in connection.execute(statement, values).fetchall()]
 
 
@@ -177,13 +177,24 @@ def _seqs_of_state(connection: sqlite3.Connection, state: JobState, query: JobFi
     conditions, values = _conditions(state, query)
     joined = " CROSS JOIN liteq_job j ON j.id = s.id" if any("j." in one for one in conditions) else ""
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    order = _order_and_limit("s.id", query, query.limit)
+    order = _order_and_limit("s.id", query)
     rows = connection.execute(f"SELECT s.id FROM {_TABLES[state]} s{joined}{where}{order}", values).fetchall()
     return [row[0] for row in rows]
 
 
-def _order_and_limit(column: str, query: JobFilter, limit: int | None) -> str:
-    ends = "" if limit is None else f" LIMIT {int(limit)}"
+#: Whether a job is in one of the tables of waiting jobs.
+_WAITS = " OR ".join(
+    f"EXISTS (SELECT 1 FROM {table} s WHERE {key})"
+    for table, key in (
+        ("liteq_ready", "(s.queue, s.priority, s.id) = (j.queue, j.priority, j.id)"),
+        ("liteq_scheduled", "s.id = j.id"),
+        ("liteq_blocked", "s.id = j.id"),
+    )
+)
+
+
+def _order_and_limit(column: str, query: JobFilter) -> str:
+    ends = "" if query.limit is None else f" LIMIT {int(query.limit)}"
     return f" ORDER BY {column}{' DESC' if query.newest_first else ''}{ends}"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
+import pickle
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -519,6 +521,22 @@ def test_call_local_runs_the_function_here_and_stores_nothing(app: LiteQ) -> Non
     with pytest.raises(ZeroDivisionError):
         app.task(name="fails")(lambda: 1 / 0).call_local()
     assert app.jobs() == []
+
+
+_module_app = LiteQ(":memory:")
+
+
+@_module_app.task
+def of_this_module() -> int:
+    return 1
+
+
+def test_a_task_is_pickled_by_reference_as_a_function_is() -> None:
+    """So that it can be handed to a process of multiprocessing, or stored in what is copied deeply."""
+    assert pickle.loads(pickle.dumps(of_this_module)) is of_this_module
+    assert copy.deepcopy([of_this_module])[0] is of_this_module
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(of_this_module.using(delay=5))
 
 
 async def _double(x: int) -> int:

@@ -15,6 +15,7 @@ pytest.register_assert_rewrite("kinds")
 
 import fleet  # noqa: E402 - after the line above, as all that may import kinds
 import workshop  # noqa: E402
+from kinds import GRACE  # noqa: E402
 
 from liteq import LiteQ  # noqa: E402
 from liteq.consumer import Consumer  # noqa: E402
@@ -56,6 +57,13 @@ def log(tmp_path: Path) -> str:
 def gate(tmp_path: Path) -> Path:
     """A file for which tasks wait."""
     return tmp_path / "gate"
+
+
+@pytest.fixture(autouse=True)
+def _little_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not stop by itself loses its worker sooner than in real life; consumers in processes keep the real one."""
+    for module in ("base", "thread", "process"):
+        monkeypatch.setattr(f"liteq.consumer.pools.{module}.GRACE", GRACE)
 
 
 @pytest.fixture

@@ -24,6 +24,9 @@ from liteq.lifecycle import UNKNOWN_TASK
 
 GET = 10.0  # seconds within which anything ends here; most take milliseconds
 
+# What a worker is given, in these tests, between being asked to stop and being given up.
+GRACE = 0.4
+
 HOUR = timedelta(hours=1)
 
 

@@ -15,7 +15,7 @@ import fleet
 import psutil
 import pytest
 import workshop
-from kinds import GET, endings, failure_of
+from kinds import GET, GRACE, endings, failure_of
 from workshop import lines
 
 from liteq import ConfigurationError, JobState, LiteQ, TaskRevoked
@@ -283,7 +283,7 @@ def test_terminating_a_job_that_has_not_begun_leaves_the_one_before_it_alone(
         results[1].revoke(terminate=True)
         with pytest.raises(TaskRevoked):
             results[1].get(GET)
-        time_to_be_killed = time.monotonic() + 1.5  # the grace is 1 s
+        time_to_be_killed = time.monotonic() + 2 * GRACE
         eventually(lambda: time.monotonic() > time_to_be_killed)
         gate.touch()
         results[0].get(GET)
