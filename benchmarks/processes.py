@@ -56,7 +56,7 @@ def consumer(path: Path, durability: Durability, kind: str, workers: int) -> Ite
     try:
         yield process
     finally:
-        _end(process)
+        end(process)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def program(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             raise ProcessFailed(f"the program {name} did not come up")
         yield process
     finally:
-        _end(process)
+        end(process)
 
 
 def tell(process: subprocess.Popen[str], line: str = "go") -> None:
@@ -87,7 +87,8 @@ def hear(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().rstrip("\n")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[str]) -> None:
+    """Have a process end, in its own way if it does so within 30 s."""
     if process.stdin is not None:
         process.stdin.close()  # a program ends with its input
     else:

@@ -649,7 +649,7 @@ def _report_hook(what: str, job: Job, error: BaseException) -> None:
     logs.hook_failed(what, job, error)
 
 
-def _report_receiver(name: str, signal: str, job: Job, error: Exception) -> None:
+def _report_receiver(name: str, signal: str, job: Job, error: BaseException) -> None:
     from liteq import logs
 
     logs.receiver_failed(name, signal, job, error)

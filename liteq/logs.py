@@ -90,7 +90,7 @@ def hook_failed(what: str, job: Job, error: BaseException) -> None:
     logger.error("%s failed for job=%s task=%s; the job goes on", what, job.id, job.task, exc_info=error)
 
 
-def receiver_failed(name: str, signal: str, job: Job, error: Exception) -> None:
+def receiver_failed(name: str, signal: str, job: Job, error: BaseException) -> None:
     hook_failed(f"receiver {name} of signal {signal!r}", job, error)
 
 

@@ -71,7 +71,7 @@ class Signals:
         report: called with (receiver's name, signal, job, error) when a receiver raises.
     """
 
-    def __init__(self, report: Callable[[str, str, Job, Exception], None]) -> None:
+    def __init__(self, report: Callable[[str, str, Job, BaseException], None]) -> None:
         self._receivers: dict[str, list[Receiver]] = {}
         self._report = report
 
@@ -99,10 +99,16 @@ class Signals:
     def __bool__(self) -> bool:
         return any(self._receivers.values())
 
-    def send(self, name: str, job: Job, error: TaskFailed | None = None) -> None:
-        """Call the receivers of ``name``, each whatever the others do."""
+    def send(
+        self, name: str, job: Job, error: TaskFailed | None = None, *, absorbed: type[BaseException] = Exception
+    ) -> None:
+        """Call the receivers of ``name``, each whatever the others do.
+
+        Args:
+            absorbed: what a receiver may raise without stopping the caller; it is reported.
+        """
         for receiver in tuple(self._receivers.get(name, ())):
             try:
                 receiver(name, job, error)
-            except Exception as problem:  # noqa: BLE001 - a receiver's error is reported, never ours to raise
+            except absorbed as problem:
                 self._report(getattr(receiver, "__qualname__", repr(receiver)), name, job, problem)

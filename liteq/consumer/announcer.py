@@ -31,7 +31,8 @@ class Announcer:
 
     def _work(self) -> None:
         while (announcement := self._queue.get()) is not None:
-            self._signals.send(*announcement)
+            # On this thread neither sys.exit() nor an interrupt means anything but that the receiver is broken.
+            self._signals.send(*announcement, absorbed=BaseException)
 
     def stop(self, timeout: float) -> None:
         """Wait until what was announced has been heard, at most ``timeout`` seconds."""

@@ -170,8 +170,8 @@ class Consumer:
             self._dispatcher.wrote.set()
         if self._keep_up.is_alive():
             self._keep_up.join()
-        self._announcer.stop(self.options.shutdown_timeout)
         self.engine.announce = self.engine.signals.send
+        self._announcer.stop(self.options.shutdown_timeout)
         try:
             if self._owner is not None:
                 self.engine.storage.unregister(self._owner)

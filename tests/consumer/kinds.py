@@ -184,9 +184,7 @@ class KindsContract:
             assert failure_of(tasks.dig()).error_type == "RecursionError"
             assert tasks.add(1, 1).get(GET) == 2
 
-    def test_a_payload_that_cannot_be_read_fails_alone_and_at_once(
-        self, app: LiteQ, tasks: Any, consume: Any
-    ) -> None:
+    def test_a_payload_that_cannot_be_read_fails_alone_and_at_once(self, app: LiteQ, tasks: Any, consume: Any) -> None:
         good = tasks.add(1, 1)
         template = good.job()._replace(id="corrupt", payload=b"\xff{not json", options='{"retries":5}')
         app.storage.add([template])
@@ -224,9 +222,7 @@ class KindsContract:
         first, second = result.job().attempts
         assert second.started - first.finished >= 0.2
 
-    def test_snoozing_costs_no_attempt(
-        self, app: LiteQ, tasks: Any, consume: Any, gate: Path, eventually: Any
-    ) -> None:
+    def test_snoozing_costs_no_attempt(self, app: LiteQ, tasks: Any, consume: Any, gate: Path, eventually: Any) -> None:
         with consume(app):
             result = tasks.snooze_until(str(gate), 0.02)
             eventually(lambda: result.job().claim >= 3)
@@ -362,12 +358,9 @@ class KindsContract:
 
     # ── hooks ────────────────────────────────────────────────────────────────────────────────────────
 
-    def test_a_hook_before_can_keep_a_job_from_running(
-        self, app: LiteQ, tasks: Any, consume: Any, log: str
-    ) -> None:
-        with consume(app):
-            with pytest.raises(TaskRevoked, match="the guard said no"):
-                tasks.guarded(log).get(GET)
+    def test_a_hook_before_can_keep_a_job_from_running(self, app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
+        with consume(app), pytest.raises(TaskRevoked, match="the guard said no"):
+            tasks.guarded(log).get(GET)
         assert lines(log) == []
 
     def test_a_hook_after_sees_value_or_error(self, app: LiteQ, tasks: Any, consume: Any) -> None:
@@ -450,6 +443,18 @@ class KindsContract:
                 result.get(GET)
         assert lines(log) == ["began"]
         assert result.state is JobState.REVOKED
+
+    def test_a_revocation_of_a_running_job_can_be_undone(
+        self, app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any
+    ) -> None:
+        with consume(app):
+            result = tasks.wait_then_fail.using(retries=1)(str(gate), log)
+            eventually(lambda: lines(log) == ["began"])
+            assert result.revoke()
+            assert result.restore()
+            gate.touch()
+            assert failure_of(result).error_type == "workshop.Unlucky"
+        assert lines(log) == ["began", "began"]
 
     def test_a_running_job_is_terminated(
         self, app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any
@@ -644,9 +649,7 @@ class KindsContract:
 
     # ── workers come and go ──────────────────────────────────────────────────────────────────────────
 
-    def test_replacing_workers_loses_and_doubles_nothing(
-        self, app: LiteQ, tasks: Any, consume: Any, log: str
-    ) -> None:
+    def test_replacing_workers_loses_and_doubles_nothing(self, app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
         with consume(app, workers=2, max_tasks=7):
             tasks.write.map([(log, number) for number in range(100)]).get(GET)
         assert sorted(map(int, lines(log))) == list(range(100))
@@ -664,9 +667,7 @@ class KindsContract:
 
     def test_callers_wait_on_many_threads(self, app: LiteQ, tasks: Any, consume: Any) -> None:
         answers: list[int] = []
-        callers = [
-            threading.Thread(target=lambda n=n: answers.append(tasks.add(n, 0).get(GET))) for n in range(8)
-        ]
+        callers = [threading.Thread(target=lambda n=n: answers.append(tasks.add(n, 0).get(GET))) for n in range(8)]
         with consume(app, workers=2):
             for caller in callers:
                 caller.start()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_the_first_fast_batches_prove_little() -> None:
         prefetch.observe([0.000001])
         ahead.append(prefetch.wanted(1, 0) - 1)
     assert ahead[0] <= 2
-    assert all(later <= 2 * earlier for earlier, later in zip(ahead, ahead[1:], strict=False))
+    assert all(later <= 2 * earlier for earlier, later in pairwise(ahead))
     assert ahead[-1] == MOST_AHEAD
 
 

@@ -36,9 +36,10 @@ def test_a_message_comes_when_its_last_byte_has_come() -> None:
 
 
 def test_a_job_keeps_what_a_worker_needs() -> None:
-    job = Job(
-        7, "seven", "shop.mail", JobState.RUNNING, "mail", -3, b"\x00\xff", 1.5, 2.5, 3.5, "{}", "a summary", 4, 3, 2, 1, 99, 5.5
-    )
+    counters = {"claim": 4, "attempt": 3, "base": 2, "crashes": 1}
+    times = {"created": 1.5, "due": 2.5, "expires": 3.5, "started": 5.5}
+    job = Job(7, "seven", "shop.mail", JobState.RUNNING, "mail", -3, b"\0\xff", **times, **counters, options="{}")
+    job = job._replace(summary="for people", owner=99)
     assert unpack_job(pack_job(job)) == job._replace(summary=None, owner=None)
 
 

@@ -1,4 +1,4 @@
-"""What is particular to worker processes: how they die, and that nothing is lost, doubled or left behind when they do."""
+"""What is particular to worker processes: how they die, and that nothing is lost, doubled or left behind then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import fleet
 import psutil
 import pytest
-import workshop
 from kinds import GET, GRACE, endings, failure_of
 from workshop import lines
 
@@ -29,7 +28,11 @@ pytestmark = [
 #: Seconds within which a death is noticed; it takes milliseconds.
 NOTICED = 5.0
 
-START_METHODS = ["forkserver", pytest.param("fork", marks=pytest.mark.slow), pytest.param("spawn", marks=pytest.mark.slow)]
+START_METHODS = [
+    "forkserver",
+    pytest.param("fork", marks=pytest.mark.slow),
+    pytest.param("spawn", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture
@@ -143,9 +146,7 @@ def test_a_worker_that_closes_its_sockets_is_replaced(app: LiteQ, tasks: Any, co
     assert endings(result.job()) == [Ending.CRASHED, Ending.SUCCEEDED]
 
 
-def test_a_task_that_is_stopped_in_the_middle_of_a_word_garbles_nothing(
-    app: LiteQ, tasks: Any, consume: Any
-) -> None:
+def test_a_task_that_is_stopped_in_the_middle_of_a_word_garbles_nothing(app: LiteQ, tasks: Any, consume: Any) -> None:
     with consume(app):
         assert failure_of(tasks.babble()).error_type == "TaskTimeout"
         assert tasks.add(1, 1).get(GET) == 2
@@ -309,7 +310,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("defect", BROKEN)
+@pytest.mark.parametrize("defect", ["raises", *[pytest.param(one, marks=pytest.mark.slow) for one in list(BROKEN)[1:]]])
 def test_an_app_that_workers_cannot_import_is_reported_and_tried_again_with_pauses(
     app: LiteQ,
     tasks: Any,
@@ -338,7 +339,13 @@ def test_an_app_that_workers_cannot_import_is_reported_and_tried_again_with_paus
 
 
 def test_workers_come_up_once_the_app_is_mended(
-    app: LiteQ, tasks: Any, consume: Any, gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any,
+    app: LiteQ,
+    tasks: Any,
+    consume: Any,
+    gate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
     eventually: Any,
 ) -> None:
     source = f"import os, workshop\nif not os.path.exists({str(gate)!r}): raise ValueError\napp = workshop.app\n"
@@ -416,9 +423,15 @@ def test_the_fork_server_may_die(app: LiteQ, tasks: Any, consumers: Any, eventua
 
 
 @pytest.mark.slow
-def test_ctrl_c_without_handlers_leaves_no_worker(tmp_path: Path, app: LiteQ, tasks: Any, gate: Path, log: str, eventually: Any) -> None:
+def test_ctrl_c_without_handlers_leaves_no_worker(
+    tmp_path: Path, app: LiteQ, tasks: Any, gate: Path, log: str, eventually: Any
+) -> None:
     """`consumer.run()` in a program of one's own: KeyboardInterrupt strikes anywhere in the loop."""
-    script = f"import workshop\nworkshop.build({app.storage.location!r}).create_consumer(app_path='workshop:app', worker_type='process').run()\n"
+    script = f"""if True:
+        import workshop
+        app = workshop.build({app.storage.location!r})
+        app.create_consumer(app_path="workshop:app", worker_type="process").run()
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(fleet.HERE), str(fleet.HERE.parents[1])])}
     with subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL) as program:
         result = tasks.wait(str(gate), log)
@@ -469,7 +482,12 @@ def test_a_script_runs_its_own_jobs_in_processes(tmp_path: Path, start_method: s
     what = ["program/script.py"] if way == "python script.py" else ["-m", "script"]
     environment = {**os.environ, "PYTHONPATH": str(fleet.HERE.parents[1])}
     done = subprocess.run(
-        [sys.executable, *what, start_method], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, *what, start_method],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, f"squared {program / 'embedded.db'}\n"), done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Storage trouble under a live consumer, stop signals, and clocks that jump: nothing is lost, and nothing runs twice."""
+"""Storage trouble under a live consumer, stop signals, clocks that jump: nothing is lost, and nothing runs twice."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ def test_an_outcome_waits_in_memory_until_there_is_space(
 
 @needs_prlimit
 @pytest.mark.slow
-def test_an_idle_consumer_survives_a_full_disk(
-    app: LiteQ, tasks: Any, consumers: fleet.Fleet, eventually: Any
-) -> None:
+def test_an_idle_consumer_survives_a_full_disk(app: LiteQ, tasks: Any, consumers: fleet.Fleet, eventually: Any) -> None:
     consumer = consumers.launch(worker_type="process")
     tasks.add(1, 1).get(GET)
     fill_disk(consumer)

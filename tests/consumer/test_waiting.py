@@ -124,9 +124,7 @@ def test_who_has_left_is_not_called(app: LiteQ, tasks: Any) -> None:
     assert called == []
 
 
-def test_closing_lets_everybody_go_and_a_later_caller_may_wait_again(
-    app: LiteQ, tasks: Any, eventually: Any
-) -> None:
+def test_closing_lets_everybody_go_and_a_later_caller_may_wait_again(app: LiteQ, tasks: Any, eventually: Any) -> None:
     result = tasks.echo("x")
     [job] = claim(app, 1)
     events = [threading.Event() for _ in range(5)]
@@ -147,6 +145,7 @@ def test_the_watcher_leaves_when_nobody_waits(
     app: LiteQ, tasks: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("liteq.waiting.LINGER", 0.05)
+    monkeypatch.setattr("liteq.waiting.SAFETY_POLL", 0.1)
     result = tasks.echo("x")
     [job] = claim(app, 1)
     with pytest.raises(ResultTimeout):

@@ -1,12 +1,13 @@
 """The app that the consumer tests run: tasks that do one thing each, good or bad, and hooks that leave traces.
 
 Worker processes import ``workshop:app`` (or ``workshop:wiser``, which knows one task more); the tests `build` the same
-tasks over a file of their own. A task that tells something tells it by a line in a file, so that it is seen whoever dies.
+tasks over a file of their own. A task that tells something tells it by a line in a file: that is seen whoever dies.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -57,7 +58,7 @@ def lines(log: str | Path) -> list[str]:
 
 def wait_at(gate: str) -> None:
     """Return once the file is there. Python code, so that it can be interrupted at any time."""
-    while not os.path.exists(gate):
+    while not Path(gate).exists():
         time.sleep(0.002)
 
 
@@ -87,6 +88,12 @@ def nothing() -> None:
 @task()
 def write(log: str, word: Any) -> None:
     note(log, word)
+
+
+@task()
+def say(words: str) -> None:
+    """Through the app's own logger."""
+    logging.getLogger("workshop").info("%s", words)
 
 
 @task()
@@ -183,7 +190,7 @@ def direct(what: str, delay: float | None, task: TaskContext) -> str:
 
 @task(context=True)
 def snooze_until(gate: str, delay: float, task: TaskContext) -> int:
-    if not os.path.exists(gate):
+    if not Path(gate).exists():
         raise Snooze(delay)
     return task.attempt
 
@@ -250,7 +257,7 @@ def wait_for_revoke(gate: str, task: TaskContext) -> str:
     """Say how far it is, and go on until revoked."""
     task.progress(1, 4, "a quarter")
     while not task.is_cancelled():
-        if os.path.exists(gate):
+        if Path(gate).exists():
             return "the gate opened"
         time.sleep(0.002)
     return "revoked"
@@ -315,7 +322,7 @@ async def asleep(seconds: float) -> None:
 @task(timeout=0.2)
 async def ablock(seconds: float) -> None:
     """Block the loop, so that nothing but the worker's own deadline can end it."""
-    time.sleep(seconds)  # noqa: ASYNC251 - this is the point
+    time.sleep(seconds)
 
 
 @task()
@@ -331,7 +338,7 @@ async def afail(how: str) -> None:
 @task()
 async def await_at(gate: str, log: str) -> None:
     note(log, "began")
-    while not os.path.exists(gate):
+    while not Path(gate).exists():
         await asyncio.sleep(0.002)
 
 
