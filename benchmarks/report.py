@@ -23,4 +23,4 @@ def spread(figure: Figure) -> str:
 
 def line(figure: Figure) -> str:
     """Name, median, unit, lowest and highest round."""
-    return f"  {figure.name:<36} {number(figure.median):>9} {figure.unit:<7} {spread(figure)}".rstrip()
+    return f"  {figure.name:<42} {number(figure.median):>9} {figure.unit:<7} {spread(figure)}".rstrip()

@@ -272,21 +272,22 @@ class LiteQ:
 
         Args:
             state: one state or several; default all.
-            queue, task: only these.
+            queue, task: only these; a Task under any of its names, a string as it is stored.
             limit: at most so many; ``None``: all.
             after: the last job (or its id) of the page before.
             newest_first: the other way round.
         """
         cursor = self.job(after).seq if isinstance(after, str) else None if after is None else after.seq
-        query = JobFilter(
-            require_states(state),
-            queue,
-            None if task is None else _task_name(task),
-            after=cursor,
-            newest_first=newest_first,
-            limit=None if limit is None else check_integer(limit, "limit"),
-        )
-        return self.storage.find(query)
+        states, most = require_states(state), None if limit is None else check_integer(limit, "limit")
+        found = [
+            job
+            for name in self._stored_names(task)
+            for job in self.storage.find(
+                JobFilter(states, queue, name, after=cursor, newest_first=newest_first, limit=most)
+            )
+        ]
+        found.sort(key=lambda job: job.seq, reverse=newest_first)
+        return found[:most]
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs stand in each state."""
@@ -315,7 +316,8 @@ class LiteQ:
         if isinstance(result_or_id_or_task, Task):
             return result_or_id_or_task.is_revoked()
         job = self.job(_id(result_or_id_or_task))
-        if job.state in WAITING and self.engine.is_task_revoked(job.task):
+        definition = self._stored.tasks.get(job.task)
+        if job.state in WAITING and self.engine.is_task_revoked(definition.name if definition else job.task):
             return True
         return job.state is JobState.REVOKED or self.engine.is_told(job)
 
@@ -341,8 +343,9 @@ class LiteQ:
             raise ConfigurationError(
                 f"requeue_all takes finished states ({', '.join(sorted(FINISHED))}), not {state!r}"
             )
-        return self.engine.change_all(
-            JobFilter(states, queue, None if task is None else _task_name(task)), lifecycle.requeue
+        return sum(
+            self.engine.change_all(JobFilter(states, queue, name), lifecycle.requeue)
+            for name in self._stored_names(task)
         )
 
     def pause(self, queue: str) -> None:
@@ -471,6 +474,13 @@ class LiteQ:
             if engine is not None:
                 engine.waiters.close()
                 engine.storage.close()
+
+    def _stored_names(self, task: Task[Any, Any] | str | None) -> list[str | None]:
+        """Under which names jobs of a task may be stored; ``[None]`` for any task."""
+        if not isinstance(task, Task):
+            return [None if task is None else check_name(task, "task")]
+        aliases = [name for name, definition in self._stored.tasks.items() if definition.name == task.name]
+        return [task.name, *(name for name in aliases if name != task.name)]
 
     def _known(self, task: Task[Any, Any] | str) -> str:
         name = _task_name(task)

@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,11 +48,8 @@ def run(bench: Bench) -> Iterator[Figure]:
     """Rates, and how long calls take, with each durability."""
     seconds = bench.size(3, 1)
     for durability in bench.durabilities:
-        for kind in ("liteq", "floor"):
-            rounds = []
-            for _ in range(bench.rounds(5)):
-                with bench.scratch() as directory:
-                    rounds.append(_round(directory / "queue.db", durability, kind, seconds))
+        contestants = {kind: partial(_round, durability, kind, seconds) for kind in ("liteq", "floor")}
+        for kind, rounds in bench.take_turns(contestants, rounds=bench.rounds(5), warm_up=False).items():
             yield from _figures(f"{durability}/{kind}", rounds)
 
 
@@ -62,7 +60,8 @@ def _figures(prefix: str, rounds: list[Round]) -> Iterator[Figure]:
     yield from distribution(f"{prefix}/call", [one.calls for one in rounds], SHARES)
 
 
-def _round(path: Path, durability: Durability, kind: str, seconds: int) -> Round:
+def _round(durability: Durability, kind: str, seconds: int, directory: Path) -> Round:
+    path = directory / "queue.db"
     if kind == "liteq":
         app, add, _ = open_queue(path, durability)
         add(1, 2)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from benchmarks import floors
-from benchmarks.harness import JOBS, TIMES, Bench, Durability, Figure
+from benchmarks.harness import JOBS, Bench, Durability, Figure, against_floor
 from benchmarks.processes import ProcessFailed, run_burst
 from benchmarks.tasks import open_queue
 
@@ -29,19 +29,16 @@ def run(bench: Bench) -> Iterator[Figure]:
     """Jobs a second, with each durability, kind of worker, and number of them."""
     number = bench.size(60_000, 500)
     pools = [("thread", 2), ("process", 2)] if bench.quick else [(kind, size) for kind in KINDS for size in WORKERS]
-    for durability in bench.durabilities:
-        with bench.scratch() as directory:
-            filled = fill(directory / "filled", number)
-            contestants: dict[str, Callable[[Path], float]] = {"floor": partial(_floor, filled, durability)}
-            for kind, size in pools:
-                contestants[f"{kind}-{size}"] = partial(liteq, filled, durability, kind, size)
-            rates = bench.take_turns(contestants, warm_up=False)
-        floor = rates.pop("floor")
-        yield Figure(f"{durability}/floor", JOBS, tuple(floor))
-        for name, values in rates.items():
-            yield Figure(f"{durability}/{name}/liteq", JOBS, tuple(values))
-            ratios = tuple(ours / theirs for ours, theirs in zip(values, floor, strict=True))
-            yield Figure(f"{durability}/{name}/ratio", TIMES, ratios)
+    with bench.scratch() as directory:
+        filled = fill(directory / "filled", number)
+        for durability in bench.durabilities:
+            for kind, workers in pools:
+                contestants = {
+                    "liteq": partial(liteq, filled, durability, kind, workers),
+                    "floor": partial(_floor, filled, durability),
+                }
+                rates = bench.take_turns(contestants, warm_up=False)
+                yield from against_floor(f"{durability}/{kind}-{workers}", JOBS, **rates)
 
 
 def fill(directory: Path, number: int) -> Path:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from benchmarks import floors
 from benchmarks.harness import Bench, Durability, Figure, distribution
@@ -24,34 +26,38 @@ WORKERS = 4
 EVERY = 0.05
 SHARES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
-#: Seconds from the commit to the body, and seconds from before the call to the result.
-Sample = tuple[float, float]
+
+class Series(NamedTuple):
+    """What one round has shown, in seconds.
+
+    Args:
+        pick_ups: from the commit to the body.
+        round_trips: from before the call to the result.
+    """
+
+    pick_ups: list[float]
+    round_trips: list[float]
 
 
 def run(bench: Bench) -> Iterator[Figure]:
     """Milliseconds, with each durability and kind of worker."""
     number, rounds = bench.size(200, 5), bench.rounds(3)
     for durability in bench.durabilities:
-        for kind in ("thread", "process"):
-            series = [_liteq(bench, durability, kind, number) for _ in range(rounds)]
-            yield from distribution(f"{durability}/{kind}/pick-up", [one[0] for one in series], SHARES)
-            yield from distribution(f"{durability}/{kind}/round-trip", [one[1] for one in series], SHARES)
-        samples = [_floor(bench, durability, number) for _ in range(rounds)]
-        yield from distribution(f"{durability}/floor/pick-up", [[one[0] for one in each] for each in samples], SHARES)
-        yield from distribution(
-            f"{durability}/floor/round-trip", [[one[1] for one in each] for each in samples], SHARES
-        )
+        contestants = {kind: partial(_liteq, durability, kind, number) for kind in ("thread", "process")}
+        contestants["floor"] = partial(_floor, durability, number)
+        for name, series in bench.take_turns(contestants, rounds=rounds, warm_up=False).items():
+            yield from distribution(f"{durability}/{name}/pick-up", [one.pick_ups for one in series], SHARES)
+            yield from distribution(f"{durability}/{name}/round-trip", [one.round_trips for one in series], SHARES)
 
 
-def _liteq(bench: Bench, durability: Durability, kind: str, number: int) -> tuple[list[float], list[float]]:
-    with bench.scratch() as directory:
-        queue = open_queue(directory / "queue.db", durability)
-        with consumer(directory / "queue.db", durability, kind, WORKERS):
-            for _ in range(WORKERS):
-                queue.stamp().get(timeout=30)  # it is up, and has run something
-            times = _pick_ups(queue, number), _round_trips(queue, number)
-        queue.app.close()
-    return times
+def _liteq(durability: Durability, kind: str, number: int, directory: Path) -> Series:
+    queue = open_queue(directory / "queue.db", durability)
+    with consumer(directory / "queue.db", durability, kind, WORKERS):
+        for _ in range(WORKERS):
+            queue.stamp().get(timeout=30)  # it is up, and has run something
+        series = Series(_pick_ups(queue, number), _round_trips(queue, number))
+    queue.app.close()
+    return series
 
 
 def _pick_ups(queue: Queue, number: int) -> list[float]:
@@ -79,23 +85,23 @@ def _paced(number: int, call: Callable[[], T]) -> Iterator[T]:
         yield call()
 
 
-def _floor(bench: Bench, durability: Durability, number: int) -> list[Sample]:
-    with bench.scratch() as directory:
-        stored = [payload(open_queue(directory / "unused.db", durability), 1, 2)]
-        connection = floors.create(directory / "floor.db", durability)
-        with program("raw_consumer", "bell", str(directory / "floor.db"), durability) as bell:
+def _floor(durability: Durability, number: int, directory: Path) -> Series:
+    path = directory / "floor.db"
+    stored = [payload(open_queue(directory / "unused.db", durability), 1, 2)]
+    connection = floors.create(path, durability)
+    with program("raw_consumer", "bell", str(path), durability) as bell:
 
-            def trip() -> Sample:
-                began = time.time()
-                floors.insert_each(connection, stored)
-                return _ring(bell, began, time.time())
+        def trip() -> tuple[float, float]:
+            began = time.time()
+            floors.insert_each(connection, stored)
+            return _ring(bell, began, time.time())
 
-            samples = list(_paced(number, trip))
-        connection.close()
-    return samples
+        samples = list(_paced(number, trip))
+    connection.close()
+    return Series(*([one[part] for one in samples] for part in (0, 1)))
 
 
-def _ring(bell: subprocess.Popen[str], began: float, committed: float) -> Sample:
+def _ring(bell: subprocess.Popen[str], began: float, committed: float) -> tuple[float, float]:
     tell(bell)
     body = float(hear(bell))
     return body - committed, time.time() - began

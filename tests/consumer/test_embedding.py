@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -296,3 +297,11 @@ def test_jobs_are_settled_beside_a_thread_that_never_rests(app: LiteQ, tasks: An
     spinner.join()
     sys.setswitchinterval(before)
     assert took < 5
+
+
+def test_the_environment_is_as_it_was(app: LiteQ, tasks: Any, consume: Any) -> None:
+    before = dict(os.environ)
+    for _ in range(5):
+        with consume(app, worker_type="process"), consume(app, worker_type="process", max_tasks=1):
+            tasks.add.map([(1, 1)] * 10).get(GET)
+    assert dict(os.environ) == before

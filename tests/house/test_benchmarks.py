@@ -48,7 +48,7 @@ def test_a_quick_run_drains_a_queue_with_real_consumers_of_both_kinds(tmp_path: 
     done = benchmarks("drain", "--quick", "--repeat", 1, "--durability", "normal", "--json", tmp_path / "drain.jsonl")
     assert done.returncode == 0, done.stderr
     run = results.parse((tmp_path / "drain.jsonl").read_text(encoding="utf-8"))
-    assert {"normal/floor", "normal/thread-2/liteq", "normal/process-2/ratio"} <= set(run.by_name)
+    assert {"normal/thread-2/floor", "normal/thread-2/liteq", "normal/process-2/ratio"} <= set(run.by_name)
     assert not any(name.startswith("full") for name in run.by_name)
 
 

@@ -403,7 +403,7 @@ def test_an_interpreter_without_a_c_encoder_writes_the_same(monkeypatch: pytest.
 
     for stand_in in (None, refuse):
         monkeypatch.setattr(json.encoder, "c_make_encoder", stand_in)
-        write = serializers._compact_encoder()
+        write = serializers.document.compact_encoder()
         monkeypatch.undo()
         assert write([1, {"ü": None}]) == '[1,{"ü":null}]'
         with pytest.raises(ValueError, match="JSON"):
@@ -907,7 +907,7 @@ def test_a_task_timeout_passes_through_encode_and_decode(serializer: JSONSeriali
 
 # ── Bytes from elsewhere ─────────────────────────────────────────────────────────────────────────────────────────────
 
-TAGS = [*serializers._READERS, "class", "part", "parts", "ref", "os.system", "", "Order", "Plain"]
+TAGS = [*serializers.known.READERS, "class", "part", "parts", "ref", "os.system", "", "Order", "Plain"]
 documents = st.recursive(
     st.none()
     | st.booleans()
@@ -1062,7 +1062,7 @@ def test_a_path_of_another_system_is_refused(serializer: JSONSerializer) -> None
 
 def in_a_fresh_python(script: str, **environment: str) -> str:
     """What a script prints that starts with nothing imported."""
-    root = Path(serializers.__file__).parents[1]
+    root = Path(serializers.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=root,

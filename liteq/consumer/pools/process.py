@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable
 from multiprocessing.context import BaseContext
@@ -551,6 +552,10 @@ def _how(code: int | None) -> str:
         return f"killed by signal {-code}"
 
 
+#: Held while the environment is changed: two consumers of one program would restore each other's changes.
+_environment = threading.Lock()
+
+
 class _Starter:
     """Starts worker processes by one of multiprocessing's methods."""
 
@@ -597,16 +602,17 @@ class _Starter:
         # The server starts with a bare interpreter's path, and ignores what it cannot import.
         path = os.pathsep.join(one or os.getcwd() for one in sys.path)  # noqa: PTH109
         extra = {"PYTHONPATH": path, preload.VARIABLE: "" if module == "__main__" else module}
-        before = {name: os.environ.get(name) for name in extra}
-        os.environ.update(extra)
-        try:
-            forkserver.ensure_running()
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+        with _environment:
+            before = {name: os.environ.get(name) for name in extra}
+            os.environ.update(extra)
+            try:
+                forkserver.ensure_running()
+            finally:
+                for name, value in before.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value
 
     def start(self, number: int, siblings: list[int]) -> WorkerProcess:
         ours, theirs = socket.socketpair()
