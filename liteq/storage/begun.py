@@ -3,15 +3,19 @@
 A consumer claims ahead, so at its death most of its jobs may not have been begun. Recovery must tell them apart: a job
 that was begun has cost an attempt (and may be what killed the consumer), the others go back as if nothing had been. So
 each worker writes the ``seq`` it begins into its own eight bytes of the consumer's slot file, whose descriptor it
-holds anyway. That is one system call, 0.6 µs, into the page cache, which outlives every process.
+holds anyway. The file is mapped, so that is a store into the page cache, which outlives every process, and costs 0.2
+µs. (A `pwrite` costs 0.7, and lets go of the interpreter: thread workers then ran 65,000 jobs a second instead of
+100,000.)
 
 Nothing is erased when a job ends: it is not running any more then, and nobody asks.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
+import weakref
 from pathlib import Path
 
 _MAGIC = b"liteq begun 1\n"
@@ -34,9 +38,37 @@ def prepare(descriptor: int, workers: int) -> None:
         os.pwrite(descriptor, _MAGIC.ljust(_FIRST - _START, b"\0") + bytes(_SEQ.size * workers), _START)
 
 
-def record(descriptor: int, worker: int, seq: int) -> None:
-    """Worker number ``worker`` begins job ``seq``."""
-    os.pwrite(descriptor, _SEQ.pack(seq), _FIRST + _SEQ.size * worker)
+class Recorder:
+    """Records what the workers that share it begin. Holds a copy of the descriptor, and with it the lock, until closed.
+
+    Args:
+        descriptor: of a slot file that was prepared.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = mmap.mmap(descriptor, 0)
+        _recorders.add(self)
+
+    def record(self, worker: int, seq: int) -> None:
+        """Worker number ``worker`` begins job ``seq``."""
+        _SEQ.pack_into(self._file, _FIRST + _SEQ.size * worker, seq)
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        self._file.close()
+
+
+#: A process that is forked must not keep its parent's lock through the copy of the descriptor in a map.
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _close_in_the_child() -> None:
+    for recorder in list(_recorders):
+        recorder.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_the_child)
 
 
 def read(path: Path) -> frozenset[int] | None:

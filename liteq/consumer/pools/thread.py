@@ -44,7 +44,7 @@ class ThreadPool(Pool):
         max_tasks: int | None = None,
     ) -> None:
         self.runtime = runtime
-        self.liveness = liveness if begun.CAN_RECORD else None
+        self.recorder = begun.Recorder(liveness) if liveness is not None and begun.CAN_RECORD else None
         self.size = size
         self.max_tasks = max_tasks
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -169,6 +169,8 @@ class ThreadPool(Pool):
             self.jobs.put(None)
         for slot in self._slots:
             slot.join(GRACE)
+        if self.recorder is not None:
+            self.recorder.close()
 
     def stuck(self) -> int:
         return self._stuck
@@ -243,8 +245,8 @@ class ThreadSlot:
             return Outcome(job.seq, job.claim, Ending.INTERRUPTED, self.started, now)
 
     def _begin(self, job: Job) -> None:
-        if self._pool.liveness is not None:
-            begun.record(self._pool.liveness, self.number, job.seq)
+        if self._pool.recorder is not None:
+            self._pool.recorder.record(self.number, job.seq)
         self.started = self._pool.runtime.clock.now()
         self.cancelled = self.interrupted = False
         self.job = job

@@ -144,7 +144,7 @@ class _Worker:
     def __init__(self, runtime: Runtime, channel: socket.socket, number: int, slot: int | None) -> None:
         self._runtime = runtime
         self._number = number
-        self._slot = slot
+        self._recorder = begun.Recorder(slot) if slot is not None else None
         self._socket = channel
         self._sending = threading.Lock()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -168,8 +168,8 @@ class _Worker:
         started = self._runtime.clock.now()
         if job.seq in self._cancelled:  # revoked on its way here
             return Outcome(job.seq, job.claim, Ending.INTERRUPTED, started, started)
-        if self._slot is not None:
-            begun.record(self._slot, self._number, job.seq)
+        if self._recorder is not None:
+            self._recorder.record(self._number, job.seq)
         try:
             return execute(job, self._runtime, self, self._alarm)
         except (Interrupted, TaskTimeout):  # raised by a signal that came a moment too late to be the task's
