@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from liteq.clock import SystemClock
-from liteq.errors import StorageError
 from liteq.storage.base import Storage
 
 if TYPE_CHECKING:  # a program that waits for nothing never loads what waiting takes
@@ -92,7 +91,7 @@ class Waiters:
         try:
             with self._storage.watch() as watch:
                 self._look_again_and_again(watch, waker)
-        except StorageError:
+        except OSError:  # a StorageError is one
             # Whoever waits will ask the storage himself, and raise what is wrong where it can be seen.
             with self._lock:
                 if self._thread is threading.current_thread():

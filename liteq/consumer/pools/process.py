@@ -403,6 +403,7 @@ class WorkerProcess:
         self.jobs = deque(job for job, _ in kept)
         self._weights = deque(weight for _, weight in kept)
         self.load = sum(self._weights)
+        self.recalled = self.recalled and bool(self.jobs)  # it had not even begun the first: nothing holds it up
         return given_back
 
     def last_outcome(self, job: Job, now: float, how: str) -> Outcome:

@@ -243,6 +243,14 @@ class _Worker:
         return drained
 
 
+def _signals_are_heard() -> bool:
+    """Whether handlers run in this process. CPython 3.13.0 runs none in a child forked by another than the main
+    thread.
+    """
+    by_main_thread = type(threading.main_thread()).__name__ == "_MainThread"
+    return by_main_thread or sys.version_info < (3, 13)
+
+
 class _Alarm:
     """Deadlines in the main thread of a process: by a timer signal where there is one.
 
@@ -259,7 +267,7 @@ class _Alarm:
         self._holding_off = False
         self._held_off: type[BaseException] | None = None
         self._main = threading.main_thread().ident or 0
-        self._by_signal = hasattr(signal, "setitimer")
+        self._by_signal = hasattr(signal, "setitimer") and _signals_are_heard()
         self._timer: threading.Timer | None = None
         self._armed = False
         if self._by_signal:
