@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +318,6 @@ def test_an_app_that_workers_cannot_import_is_reported_and_tried_again_with_paus
     app: LiteQ,
     tasks: Any,
     consume: Any,
-    log: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -323,19 +325,46 @@ def test_an_app_that_workers_cannot_import_is_reported_and_tried_again_with_paus
     defect: str,
 ) -> None:
     name = "broken_because_it_" + defect.replace(" ", "_")
-    source = f"import workshop\nworkshop.note({log!r}, 'tried')\n" + textwrap.dedent(BROKEN[defect])
-    (tmp_path / f"{name}.py").write_text(source)
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(BROKEN[defect]))
     monkeypatch.syspath_prepend(tmp_path)
     result = tasks.add(1, 1)
     with consume(app, app_path=f"{name}:app"):
-        eventually(lambda: len(lines(log)) == 1)
+        eventually(lambda: len(_complaints(caplog)) == 1)
         began = time.monotonic()
-        eventually(lambda: len(lines(log)) >= 4)
+        eventually(lambda: len(_complaints(caplog)) >= 4)
         assert time.monotonic() - began > 0.1 + 0.2, "it starts them as fast as it can"
-    [first, *_] = [one for one in caplog.records if "could not start" in one.getMessage()]
-    assert first.levelname == "ERROR"
+    assert {one.levelname for one in _complaints(caplog)} == {"ERROR"}
     job = result.job()
     assert (job.state, job.attempt, job.claim) == (JobState.READY, 0, 0), "nothing is claimed while nobody can run it"
+
+
+def _complaints(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [one for one in caplog.records if "could not start" in one.getMessage()]
+
+
+def test_a_system_that_has_no_process_left_is_tried_again(
+    app: LiteQ, tasks: Any, consume: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    start, failures = BaseProcess.start, []
+
+    def start_at_last(process: BaseProcess) -> None:
+        if len(failures) < 3:
+            failures.append(process)
+            raise BlockingIOError("Resource temporarily unavailable")
+        start(process)
+
+    monkeypatch.setattr(BaseProcess, "start", start_at_last)
+    with consume(app):
+        assert tasks.add(1, 1).get(GET) == 2
+    assert caplog.text.count("could not be started") == 3
+
+
+def test_no_worker_runs_more_than_its_share(app: LiteQ, tasks: Any, consume: Any) -> None:
+    with consume(app, workers=2):
+        train(tasks.where.map([()] * 200))
+    with consume(app, workers=2, max_tasks=3):
+        shares = Counter(pid for pid, _, _ in tasks.where.map([()] * 30).get(GET))
+    assert max(shares.values()) == 3
 
 
 def test_workers_come_up_once_the_app_is_mended(

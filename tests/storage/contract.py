@@ -147,7 +147,8 @@ def in_short(case: object) -> str | None:
         return ""
     said = {name: value for name, value in asdict(case).items() if value != getattr(JobFilter(), name)}
     return ",".join(
-        f"{name}={value if not isinstance(value, frozenset) else '|'.join(sorted(value))}" for name, value in said.items()
+        f"{name}={value if not isinstance(value, frozenset) else '|'.join(sorted(value))}"
+        for name, value in said.items()
     )
 
 

@@ -19,5 +19,5 @@ if _module is not None:  # the consumer imports this too, for its name, and must
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if _module:
     # The server itself must live: each worker imports the module again, and says what is wrong.
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         importlib.import_module(_module)

@@ -232,25 +232,36 @@ class ProcessPool(Pool):
             self._backlog.extendleft(reversed(one.jobs))
             one.jobs.clear()
         if not one.ready:
-            self._failures += 1
-            wait = min(FIRST_RETRY * 2 ** min(self._failures - 1, 10), LAST_RETRY)
-            self._start_again_at = self.clock.monotonic() + wait
+            self._pause_starting()
         if not one.asked_to_leave:
             logs.say(logs.WARNING, "worker process died", pid=one.pid, how=how)
         self._refill(self.clock.monotonic())
 
+    def _pause_starting(self) -> None:
+        self._failures += 1
+        wait = min(FIRST_RETRY * 2 ** min(self._failures - 1, 10), LAST_RETRY)
+        self._start_again_at = self.clock.monotonic() + wait
+
     def _refill(self, now: float) -> None:
         if self._stopping or now < self._start_again_at or len(self._workers) >= self.size:
             return
-        self._starter.prepare()
-        while len(self._workers) < self.size:
-            siblings = [one.socket.fileno() for one in (*self._workers, *self._leaving)]
-            numbers = {other.number for other in (*self._workers, *self._leaving)}
-            free = next(number for number in range(2 * self.size + 1) if number not in numbers)
-            one = self._starter.start(free, siblings)
-            self._workers.append(one)
-            if self._selector is not None:
-                one.register(self._selector)
+        try:
+            self._starter.prepare()
+            while len(self._workers) < self.size:
+                self._start_one()
+        except (OSError, EOFError) as error:  # no processes, memory or descriptors left; the fork server has just died
+            logs.say(logs.ERROR, "a worker process could not be started, and will be tried again", error=repr(error))
+            self._pause_starting()
+
+    def _start_one(self) -> None:
+        others = (*self._workers, *self._leaving)
+        numbers = {other.number for other in others}
+        free = next(number for number in range(2 * self.size + 1) if number not in numbers)
+        one = self._starter.start(free, [other.socket.fileno() for other in others])
+        one.share = self.max_tasks
+        self._workers.append(one)
+        if self._selector is not None:
+            one.register(self._selector)
 
     def _retire(self, one: WorkerProcess) -> None:
         """Replace a worker that has done its share; it leaves once it has done what it was given."""
@@ -340,6 +351,7 @@ class WorkerProcess:
         self.at_end = False
         self.asked_to_leave = False
         self.done = 0
+        self.share: int | None = None
         self.busy_since = 0.0
         self.kill_at: float | None = None
         self.kill_as = Ending.CRASHED
@@ -359,6 +371,8 @@ class WorkerProcess:
 
     def has_room(self, weight: float) -> bool:
         """Whether a job of this length may be added: always to an idle worker, else only tiny ones to tiny ones."""
+        if self.share is not None and self.done + len(self.jobs) >= self.share:
+            return False
         return not self.jobs or (self.load + weight <= AT_ONCE and len(self.jobs) < MOST_AT_ONCE)
 
     def take(self, job: Job, weight: float, now: float) -> None:
@@ -627,6 +641,9 @@ class _Starter:
                 target=worker.main, args=(setup, theirs, _Lent(lent, forked), runtime), name="liteq-worker"
             )
             process.start()
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
             if lent is not None:
