@@ -192,9 +192,13 @@ def _loop_runner() -> asyncio.Runner:
 
 
 def close_loop() -> None:
-    """Close this thread's event loop, if it has one that is not running. Called by a worker thread at its end."""
+    """Close this thread's event loop, if it has one and none is running here. Called by a worker thread at its end."""
     runner: asyncio.Runner | None = getattr(_local, "runner", None)
-    if runner is not None and not runner.get_loop().is_running():
+    if runner is None:
+        return
+    import asyncio
+
+    if asyncio._get_running_loop() is None:
         _local.runner = None
         runner.close()
 

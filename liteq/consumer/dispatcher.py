@@ -200,7 +200,9 @@ class Dispatcher:
         self._last_look = now
         self._next_due = done.next_due
         self._tell(done.cancelled)
-        if wanted > 0:
+        if wanted == 0:
+            self._look = True  # what was settled or given back may be ready now, and this round did not ask
+        else:
             self._look = len(done.jobs) >= wanted or bool(done.next_due and done.next_due <= self._clock.now())
         if done.jobs:
             self._last_end = max(self._last_end, now) if self._pool.held else now
