@@ -83,13 +83,11 @@ class Member:
 
     def end(self) -> None:
         """Kill it with everything below it."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for one in [*self.family(), psutil.Process(self.pid)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-        with contextlib.suppress(ProcessLookupError):
-            self.signal(signal.SIGCONT)
-        self.process.kill()
+        if self.process.poll() is not None:
+            return  # its pid may be somebody else's by now
+        for one in [*self.family(), psutil.Process(self.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         self.process.wait(PATIENCE)
 
 

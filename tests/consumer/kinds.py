@@ -309,6 +309,14 @@ class KindsContract:
         assert error.error_type == "TaskTimeout"
         assert endings(result.job()) == [Ending.TIMEOUT]
 
+    @pytest.mark.parametrize("timeout", [1e10, 1e300])
+    def test_a_timeout_beyond_all_measure_is_no_timeout(
+        self, app: LiteQ, tasks: Any, consume: Any, timeout: float
+    ) -> None:
+        with consume(app):
+            assert tasks.add.using(timeout=timeout)(1, 1).get(GET) == 2
+            assert tasks.aadd.using(timeout=timeout)(1, 1).get(GET) == 2
+
     def test_a_task_may_tidy_up_at_its_deadline(self, app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
         with consume(app):
             assert failure_of(tasks.clean_up(log)).error_type == "TaskTimeout"

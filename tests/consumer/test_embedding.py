@@ -134,8 +134,11 @@ def heard(app: LiteQ) -> list[tuple[str, Job, Any]]:
 
 
 def names(heard: list[tuple[str, Job, Any]], result: Any) -> list[str]:
-    """What was announced of a job; if it was claimed, given back unbegun and claimed again, that is one start."""
-    said = [name for name, job, _ in heard if job.id == result.id]
+    """What the consumer announced of a job; if it was claimed, given back unbegun and claimed again, that is one start.
+
+    ENQUEUED is the caller's word, and a consumer may be quicker with its own.
+    """
+    said = [name for name, job, _ in heard if job.id == result.id and name != S.ENQUEUED]
     return [name for number, name in enumerate(said) if name != S.EXECUTING or said[number - 1 : number] != [name]]
 
 
@@ -167,14 +170,15 @@ def test_what_happens_to_a_job_is_announced_in_order(
         Path(str(gate) + " that opens later").touch()
         snoozed.get(GET)
     wiser.close()
-    assert names(heard, good) == [S.ENQUEUED, S.EXECUTING, S.COMPLETE]
-    assert names(heard, retried) == [S.ENQUEUED, S.EXECUTING, S.RETRYING, S.EXECUTING, S.COMPLETE]
-    assert names(heard, failed) == [S.ENQUEUED, S.EXECUTING, S.ERROR]
-    assert names(heard, cancelled) == [S.ENQUEUED, S.EXECUTING, S.CANCELED]
-    assert names(heard, expired) == [S.ENQUEUED, S.EXPIRED]
-    assert names(heard, crashed) == [S.ENQUEUED, S.EXECUTING, S.CRASHED, S.RETRYING, S.EXECUTING, S.COMPLETE]
+    assert names(heard, good) == [S.EXECUTING, S.COMPLETE]
+    assert names(heard, retried) == [S.EXECUTING, S.RETRYING, S.EXECUTING, S.COMPLETE]
+    assert names(heard, failed) == [S.EXECUTING, S.ERROR]
+    assert names(heard, cancelled) == [S.EXECUTING, S.CANCELED]
+    assert names(heard, expired) == [S.EXPIRED]
+    assert names(heard, crashed) == [S.EXECUTING, S.CRASHED, S.RETRYING, S.EXECUTING, S.COMPLETE]
     assert names(heard, unknown) == [S.EXECUTING, S.BLOCKED]
     assert names(heard, snoozed)[-2:] == [S.EXECUTING, S.COMPLETE]
+    assert [name for name, *_ in heard].count(S.ENQUEUED) == 7, "each but the one from another app"
     [(_, job, error)] = [said for said in heard if said[0] == S.ERROR]
     assert (job.state, error.error_type, error.message) == (JobState.FAILED, "ValueError", "no")
     [(_, job, error)] = [said for said in heard if said[0] == S.CRASHED]
@@ -190,8 +194,8 @@ def test_revoking_and_interrupting_are_announced(
         revoked.revoke(terminate=True)
         failure_of(revoked)
         consumer.stop(at_once=True)
-    assert names(heard, revoked) == [S.ENQUEUED, S.EXECUTING, S.REVOKED]
-    assert names(heard, interrupted) == [S.ENQUEUED, S.EXECUTING, S.INTERRUPTED]
+    assert names(heard, revoked) == [S.EXECUTING, S.REVOKED]
+    assert names(heard, interrupted) == [S.EXECUTING, S.INTERRUPTED]
 
 
 def test_a_slow_receiver_delays_no_job_and_is_waited_for_at_the_end(app: LiteQ, tasks: Any, consume: Any) -> None:

@@ -29,6 +29,8 @@ from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage import begun
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+#: Seconds; systems refuse timers of centuries. A job with a longer timeout is killed at it without being asked first.
+LONGEST_TIMER = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +280,7 @@ class _Alarm:
         self.interrupted = False
         self._cancel_coroutine = None
         self._body_runs = raises
-        if timeout is None or not raises:
+        if timeout is None or timeout > LONGEST_TIMER or not raises:
             return
         self._armed = True
         if self._by_signal:
