@@ -21,7 +21,7 @@ Durability = Literal["full", "normal"]
 DURABILITIES: Final[tuple[Durability, ...]] = ("full", "normal")
 
 #: Units of figures. Seconds would have too many zeros to be read.
-JOBS, MILLISECONDS, MICROSECONDS, TIMES, PERCENT = "jobs/s", "ms", "us", "x", "%"
+JOBS, MILLISECONDS, MICROSECONDS, TIMES, PERCENT, MEBIBYTES = "jobs/s", "ms", "us", "x", "%", "MiB"
 
 
 class Skipped(Exception):

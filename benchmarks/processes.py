@@ -49,9 +49,11 @@ def run_burst(path: Path, durability: Durability, kind: str, workers: int) -> No
 
 
 @contextmanager
-def consumer(path: Path, durability: Durability, kind: str, workers: int) -> Iterator[subprocess.Popen[str]]:
+def consumer(
+    path: Path, durability: Durability, kind: str, workers: int, *options: str
+) -> Iterator[subprocess.Popen[str]]:
     """A consumer for the length of the block; it may not have come up yet when the block begins."""
-    command = consumer_command(kind, workers)
+    command = [*consumer_command(kind, workers), *options]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(path, durability), text=True)
     try:
         yield process

@@ -47,6 +47,7 @@ ROWS = (
     Row("claim and finish with 1,000,000 waiting, cost against 1,000", "depth", "{}/batch-64/ratio"),
     Row("idle consumer, 4 thread workers", "idle", "thread"),
     Row("idle consumer, 4 process workers", "idle", "process"),
+    Row("… memory of all its processes", "idle", "process/memory"),
     Row("`import liteq`, cost against `import sqlite3, json, threading, dataclasses`", "import", "ratio"),
     Row("… with an app made and a task registered", "import", "ratio in use"),
 )

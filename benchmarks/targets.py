@@ -53,6 +53,10 @@ def _targets() -> Iterator[Target]:
             title = f"drain, {each}, {size} process workers"
             yield Target(title, "drain", f"{each}/process-{size}/liteq", "at least", 30_000)
     for each in DURABILITIES:
+        yield Target(f"async def, {each}, 100 at once", "coroutines", f"{each}/asyncio-100", "at least", 15_000)
+        title = f"500 async def that wait 1 s, {each}, beyond it"
+        yield Target(title, "coroutines", f"{each}/waiting-500/beyond", "below", 3000.0)
+    for each in DURABILITIES:
         for kind, p50 in (("thread", 1.0), ("process", 1.5)):
             title = f"pick-up, {each}, {kind}"
             yield Target(f"{title}, p50", "latency", f"{each}/{kind}/pick-up/p50", "below", p50)
@@ -65,6 +69,25 @@ def _targets() -> Iterator[Target]:
         for batch in (1, 64):
             title = f"depth 1,000,000 against 1,000, {each}, {batch} job{'s'[: batch > 1]} a round"
             yield Target(title, "depth", f"{each}/batch-{batch}/ratio", "at most", 1.5)
+    for each in DURABILITIES:
+        for method in ("fork", "forkserver", "spawn"):
+            title, figure = f"killed worker, {each}, {method}", f"{each}/worker/{method}"
+            yield Target(f"{title}, another idle, p50", "recovery", f"{figure}/idle/p50", "below", 200.0)
+            if method != "spawn":  # which takes the start of an interpreter
+                yield Target(f"{title}, none idle, p50", "recovery", f"{figure}/none/p50", "below", 200.0)
+        for kind in ("thread", "process"):
+            title = f"killed consumer, {each}, {kind}"
+            yield Target(f"{title}, another alive, max", "recovery", f"{each}/consumer/{kind}/max", "below", 3000.0)
+            yield Target(f"{title}, restarted, max", "recovery", f"{each}/restart/{kind}/max", "below", 1000.0)
+    for each in DURABILITIES:
+        title, figure = f"a schedule of each second, late, {each}, p99", f"{each}/punctual/p99"
+        yield Target(title, "schedules", figure, "below", 20.0)
+        for what in ("punctual", "killed"):
+            for wrong in ("missing", "doubled"):
+                title = f"slots {wrong}, {each}, {what}"
+                yield Target(title, "schedules", f"{each}/{what}/{wrong}", "at most", 0.0)
+        yield Target(f"10,000 schedules, pick-up, {each}, p99", "schedules", f"{each}/many/pick-up/p99", "below", 20.0)
+        yield Target(f"10,000 schedules, slots missing, {each}", "schedules", f"{each}/many/missing", "at most", 0.0)
     yield Target("import liteq", "import", "ratio", "at most", 1.3)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +11,7 @@ from typing import NamedTuple
 from benchmarks.harness import Durability
 from liteq import LiteQ, Task
 
-ADD, STAMP = "benchmarks.add", "benchmarks.stamp"
+ADD, STAMP, LINGER = "benchmarks.add", "benchmarks.stamp", "benchmarks.linger"
 
 
 class Queue(NamedTuple):
@@ -18,12 +20,28 @@ class Queue(NamedTuple):
     app: LiteQ
     add: Task[[int, int], int]
     stamp: Task[[], float]
+    linger: Task[[str], float]
 
 
 def open_queue(path: Path, durability: Durability) -> Queue:
     """The benchmarks' app on this file; close ``app`` when done."""
     app = LiteQ(path, durability=durability)
-    return Queue(app, app.task(name=ADD)(add), app.task(name=STAMP)(stamp))
+    return Queue(app, app.task(name=ADD)(add), app.task(name=STAMP)(stamp), app.task(name=LINGER)(linger))
+
+
+def register_coroutines(app: LiteQ) -> tuple[Task[[int, int], int], Task[[float], None]]:
+    """The tasks of the scenario ``coroutines``, known to every consumer."""
+    return app.task(name="benchmarks.aadd")(aadd), app.task(name="benchmarks.rest")(rest)
+
+
+async def aadd(a: int, b: int) -> int:
+    """The no-op as a coroutine."""
+    return a + b
+
+
+async def rest(seconds: float) -> None:
+    """Wait, and do nothing else."""
+    await asyncio.sleep(seconds)
 
 
 def add(a: int, b: int) -> int:
@@ -34,6 +52,16 @@ def add(a: int, b: int) -> int:
 def stamp() -> float:
     """When the body began, in seconds since the epoch: a clock that all processes of a machine share."""
     return time.time()
+
+
+def linger(log: str) -> float:
+    """When the body began, and which process runs it, as a line of a file; only the second one returns."""
+    began = time.time()
+    with Path(log).open("a", encoding="ascii") as file:
+        file.write(f"{os.getpid()} {began}\n")
+    if Path(log).read_text(encoding="ascii").count("\n") == 1:
+        time.sleep(3600)
+    return began
 
 
 def payload(queue: Queue, a: int, b: int) -> bytes:

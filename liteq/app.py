@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
@@ -16,10 +16,12 @@ from liteq.clock import Clock, SystemClock
 from liteq.context import TaskContext
 from liteq.definition import Definition, TaskOptions, check_integer, check_name, check_options
 from liteq.engine import Engine, require_states
-from liteq.errors import ConfigurationError, DuplicateTask, UnknownTask
+from liteq.errors import ConfigurationError, DuplicateSchedule, DuplicateTask, UnknownTask
+from liteq.gates import PROCESS
 from liteq.instants import positive_seconds, seconds, timestamp, zone
 from liteq.job import FINISHED, WAITING, Job, JobFilter, JobState
 from liteq.lifecycle import PAUSE_MARK
+from liteq.limits import Limits, Lock, LockState, locks_of
 from liteq.result import Result
 from liteq.serializers import Serializer, serializer_for
 from liteq.signals import Receiver, check_names
@@ -29,11 +31,19 @@ from liteq.task import Signature, Task
 if TYPE_CHECKING:
     from pathlib import Path  # pathlib is a sixth of what importing this module costs; it comes with the storage
 
+    from liteq.arguments import Where
+    from liteq.batches import Block
     from liteq.consumer import Consumer, LogSetup
+    from liteq.schedule import CatchUp, Overlap
+    from liteq.schedules import Schedules
+    from liteq.triggers import Trigger
 
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=Callable[..., Any])
+
+#: What has not ended yet.
+_REVOCABLE = WAITING | {JobState.RUNNING}
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("", "0", "false", "no", "off")
@@ -72,8 +82,8 @@ class LiteQ:
         immediate: run tasks in the caller, on memory, through the same code; also ``LITEQ_IMMEDIATE=1``.
         serializer: ``"json"``, ``"pickle"`` or a Serializer.
         timezone: in which naive datetimes are read: an IANA name or a tzinfo.
-        durability: ``"full"``: what was enqueued survives power loss; ``"normal"``: it survives any crash of the
-            program.
+        durability: ``"full"``, which is the default: what was enqueued survives power loss; ``"normal"``: it survives
+            any crash of the program. For a file given by its path: a Storage has been told already.
         result_ttl: seconds (or timedelta) after their end for which succeeded, revoked and expired jobs are kept;
             ``None``: for ever.
         failed_ttl: the same for failed ones.
@@ -91,7 +101,7 @@ class LiteQ:
         immediate: bool = False,
         serializer: str | Serializer = "json",
         timezone: str | tzinfo = "UTC",
-        durability: Literal["full", "normal"] = "full",
+        durability: Literal["full", "normal"] | None = None,
         result_ttl: float | timedelta | None = 86_400,
         failed_ttl: float | timedelta | None = 14 * 86_400,
         clock: Clock | None = None,
@@ -106,7 +116,9 @@ class LiteQ:
         self._module = str(caller.get("__name__", "__main__"))
         self._stored = self._engine_on(_storage(storage, durability, _directory_of(caller)))
         self._in_memory: Engine | None = None
+        self._schedules: Schedules | None = None
         self._background: Consumer | None = None
+        self._background_pid = 0
         self.immediate = immediate or _environment_flag("LITEQ_IMMEDIATE")
 
     def _engine_on(self, storage: Storage) -> Engine:
@@ -138,6 +150,7 @@ class LiteQ:
 
             engine = self._engine_on(MemoryStorage())
             engine.runtime, engine.signals = self._stored.runtime, self._stored.signals
+            engine.declared = self._stored.declared
             engine.announce = engine.signals.send
             engine.immediate = True
             self._in_memory = engine
@@ -180,6 +193,10 @@ class LiteQ:
             on_crash: ``"retry"`` or ``"fail"`` when its worker or consumer dies (``"retry"``).
             max_crashes: failed after so many of them (3).
             store_result: keep what it returns (True).
+            max_running: at most so many of its jobs run at once, over all consumers; the others are ``blocked`` and
+                start, in their order, as soon as one ends, whatever ends it (none).
+            max_running_key: count them by this, a format string over the arguments such as ``"{user_id}"``: at most
+                ``max_running`` for each value (none).
 
         Raises:
             TypeError, ConfigurationError: an option is unknown or wrong; the message names it.
@@ -202,7 +219,7 @@ class LiteQ:
             raise TypeError(f"aliases takes a tuple of names, not {type(aliases).__name__} {aliases!r}")
         checked = check_options(options)
         stored = check_name(_default_name(function) if name is None else name, "name")
-        definition = Definition(stored, function, checked, _is_async(function), options)
+        definition = Definition(stored, function, checked, _is_async(function), options, locks_of(function))
         task: Task[Any, Any] = Task(lambda: self.engine, definition)
         names = [stored, *(check_name(alias, "aliases") for alias in aliases)]
         for one in names:
@@ -214,6 +231,10 @@ class LiteQ:
                 )
         for one in names:
             self._stored.tasks[one] = definition
+            if definition.is_limited:
+                self._stored.runtime.limited[one] = definition.needs
+            else:
+                self._stored.runtime.limited.pop(one, None)
         return task
 
     @property
@@ -224,6 +245,128 @@ class LiteQ:
             for name, definition in self._stored.tasks.items()
             if name == definition.name
         }
+
+    # ── schedules ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def schedules(self) -> Schedules:
+        """Stored schedules: ``add``, ``get``, ``list``, ``update``, ``pause``, ``resume``, ``run_now``, ``remove``,
+        ``preview``."""
+        if self._schedules is None:
+            from liteq.schedules import Schedules
+
+            self._schedules = Schedules(lambda: self.engine, self._task_named)
+        return self._schedules
+
+    def _task_named(self, name: str) -> Task[Any, Any]:
+        if name not in self._stored.tasks:
+            raise UnknownTask(name)
+        return Task(lambda: self.engine, self._stored.tasks[name])
+
+    @overload
+    def periodic_task(
+        self,
+        trigger: Trigger | str,
+        *,
+        catch_up: CatchUp = ...,
+        overlap: Overlap = ...,
+        grace: float | timedelta | None = ...,
+        jitter: float | timedelta = ...,
+        start: datetime | None = ...,
+        end: datetime | None = ...,
+        max_runs: int | None = ...,
+        args: Iterable[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        context: Literal[True],
+        **options: Unpack[TaskOptions],
+    ) -> _ContextTaskDecorator: ...
+    @overload
+    def periodic_task(
+        self,
+        trigger: Trigger | str,
+        *,
+        catch_up: CatchUp = ...,
+        overlap: Overlap = ...,
+        grace: float | timedelta | None = ...,
+        jitter: float | timedelta = ...,
+        start: datetime | None = ...,
+        end: datetime | None = ...,
+        max_runs: int | None = ...,
+        args: Iterable[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        context: Literal[False] = False,
+        **options: Unpack[TaskOptions],
+    ) -> _TaskDecorator: ...
+    def periodic_task(
+        self,
+        trigger: Trigger | str,
+        *,
+        catch_up: CatchUp = "latest",
+        overlap: Overlap = "skip",
+        grace: float | timedelta | None = None,
+        jitter: float | timedelta = 0,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        max_runs: int | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make a function a task that runs by itself: ``@app.periodic_task(crontab("0 3 * * *"))``.
+
+        The schedule bears the task's name, and lives in the file: running consumers fire each slot exactly once. A
+        function that is a task already (a second ``@app.periodic_task`` above the first) gets another schedule, whose
+        name is ``name=...``. In immediate mode nothing is fired.
+
+        Args:
+            trigger: ``crontab(...)``, ``every(...)``, ``at(...)``, or the text of one.
+            catch_up: of the slots that were missed while no consumer ran, ``"latest"`` runs the last one, ``"all"``
+                each, one after another, ``"skip"`` none.
+            overlap: at a slot at which the run before has not ended, ``"skip"`` leaves the slot out, ``"queue"`` runs
+                it after that one, ``"allow"`` beside it.
+            grace: seconds (or timedelta) after which a slot is too late and is left out (never).
+            jitter: seconds (or timedelta) by which each slot is delayed at most; always the same for the same slot.
+            start, end: the first and the last instant at which it may be due; naive ones in the app's ``timezone``.
+            max_runs: no more than so many jobs in all.
+            args, kwargs: for the function.
+            options: of the task, as for `task`.
+
+        Raises:
+            TriggerError: the trigger cannot be read, or could never be due.
+            TypeError, ConfigurationError, SerializationError: another argument is wrong; the message names it.
+            DuplicateTask, DuplicateSchedule: another function, or another declaration, has this name.
+        """
+        if callable(trigger):
+            raise TypeError("@app.periodic_task takes a trigger: @app.periodic_task(crontab(...))")
+        timing: dict[str, Any] = {"catch_up": catch_up, "overlap": overlap, "grace": grace, "jitter": jitter}
+        timing |= {"start": start, "end": end, "max_runs": max_runs, "args": args, "kwargs": kwargs}
+
+        def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+            if isinstance(function, Task):
+                self._declare_another(function, trigger, timing, options)
+                return function
+            task: Task[Any, Any] = self.task(**options)(function)
+            self._declare(task.name, task, trigger, timing)
+            return task
+
+        return decorate
+
+    def _declare_another(
+        self, task: Task[Any, Any], trigger: Trigger | str, timing: dict[str, Any], options: dict[str, Any]
+    ) -> None:
+        """Another schedule for a function that is a task already."""
+        unfit = sorted(set(options) - {"name"})
+        if unfit:
+            raise TypeError(f"{task.name} is a task already: {unfit[0]} belongs to the decorator that makes it one")
+        name = options.get("name", task.name)
+        if name in self._stored.declared.entries:
+            raise DuplicateSchedule(f"two schedules are named {name!r}; give this one a name of its own with name=...")
+        self._declare(name, task, trigger, timing)
+
+    def _declare(self, name: str, task: Task[Any, Any], trigger: Trigger | str, timing: dict[str, Any]) -> None:
+        from liteq.schedules import declaration
+
+        self._stored.declared.tell(declaration(self.schedules.template(name, task, trigger, **timing)))
 
     # ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -239,9 +382,12 @@ class LiteQ:
 
         return await asyncio.to_thread(self.enqueue, signature)
 
-    def batch(self) -> AbstractContextManager[None]:
+    def batch(self) -> Block:
         """``with app.batch():`` stores everything enqueued inside in one transaction at the end, or nothing if the
-        block raises. The Results have their ids after the block."""
+        block raises. The Results have their ids after the block.
+
+        In a coroutine, ``async with app.batch():`` does the same while the event loop goes on.
+        """
         return self.engine.batch()
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────────
@@ -264,7 +410,7 @@ class LiteQ:
         queue: str | None = None,
         task: str | Task[Any, Any] | None = None,
         limit: int | None = 100,
-        after: str | Job | None = None,
+        after: str | Job | Result[Any] | None = None,
         *,
         newest_first: bool = False,
     ) -> list[Job]:
@@ -274,10 +420,10 @@ class LiteQ:
             state: one state or several; default all.
             queue, task: only these; a Task under any of its names, a string as it is stored.
             limit: at most so many; ``None``: all.
-            after: the last job (or its id) of the page before.
+            after: the last job of the page before, or its id or Result.
             newest_first: the other way round.
         """
-        cursor = self.job(after).seq if isinstance(after, str) else None if after is None else after.seq
+        cursor = None if after is None else after.seq if isinstance(after, Job) else self.job(_id(after, "after")).seq
         states, most = require_states(state), None if limit is None else check_integer(limit, "limit")
         found = [
             job
@@ -297,9 +443,27 @@ class LiteQ:
         """How many jobs are ready in each queue that has any."""
         return self.storage.queues()
 
+    def stack(self, result_or_id: Result[Any] | str, timeout: float | timedelta = 5.0) -> str:
+        """What a running job is doing right now: its Python stack as text, innermost frame last.
+
+        Args:
+            result_or_id: the job; it may run in any consumer of this file, on this machine or (in a container) beside
+                it.
+            timeout: seconds or a timedelta for its consumer to answer, which takes a few milliseconds, and half a
+                second where C code keeps the interpreter of a worker process.
+
+        Raises:
+            JobNotFound: there is no such job.
+            NotRunning: it is not running, or has just ended.
+            NoAnswer: its consumer is dead, stopped, or held up.
+        """
+        from liteq.asking import ask
+
+        return ask(self.engine, _id(result_or_id), positive_seconds(timeout, "timeout"))
+
     def consumers(self) -> list[Owner]:
         """The consumers of this storage: alive, or dead and not yet cleared away."""
-        return self.storage.owners()
+        return [owner for owner in self.storage.owners() if owner.info.get("kind") != PROCESS]
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -321,10 +485,60 @@ class LiteQ:
             return True
         return job.state is JobState.REVOKED or self.engine.is_told(job)
 
-    def revoke_all(self, task: Task[Any, Any] | str, until: datetime | None = None, once: bool = False) -> None:
-        """Revoke every call of a task, waiting or to come; see `Task.revoke`."""
-        instant = None if until is None else timestamp(until, self._timezone, "until")
-        self.engine.revoke_task(self._known(task), instant, once)
+    def revoke_all(
+        self,
+        task: Task[Any, Any] | str | None = None,
+        until: datetime | None = None,
+        once: bool = False,
+        *,
+        queue: str | None = None,
+        where: Where | None = None,
+        terminate: bool = False,
+    ) -> int:
+        """Revoke every call of a task, waiting or to come (see `Task.revoke`); or, with ``queue`` or ``where``, the
+        jobs that there are now and that match, as `revoke` does with each.
+
+        Args:
+            task: a Task under any of its names, or a stored name; with ``queue`` or ``where``, ``None``: of any task.
+            until: only calls whose turn comes before this instant.
+            once: only the next call.
+            queue: only jobs of this queue.
+            where: only jobs with these arguments: ``{"user_id": 7}`` compares them by name, defaults included; a
+                function is given all of a call's arguments as a dict and answers whether the job is meant; ``{}``
+                means all. Jobs whose arguments cannot be read here are left alone, and named in the log.
+            terminate: also stop those that are running; without it they are told (``task.is_cancelled()``) and not
+                run again.
+
+        Returns:
+            How many jobs were revoked or told now. Calls that are skipped later, because their task is revoked, do
+            not count.
+
+        Raises:
+            TypeError: nothing says which jobs, arguments exclude each other, or the task has no such argument.
+            UnknownTask: every call, or the names of its arguments, are asked of a task that is not registered here.
+        """
+        _check_flag(terminate, "terminate")
+        if queue is None and where is None:
+            return self._revoke_calls(task, until, once, terminate)
+        if until is not None or once:
+            raise TypeError("until and once are for calls to come; queue and where revoke jobs that there are now")
+        from liteq.arguments import ArgumentFilter
+
+        names = self._stored_names(task)
+        matches = ArgumentFilter({} if where is None else where, self.engine.runtime, names[0])
+        named = None if queue is None else check_name(queue, "queue")
+        queries = [JobFilter(_REVOCABLE, named, name) for name in names]
+        return sum(self.engine.revoke_matching(query, matches, terminate=terminate) for query in queries)
+
+    def _revoke_calls(self, task: Task[Any, Any] | str | None, until: datetime | None, once: bool, stop: bool) -> int:
+        if task is None:
+            raise TypeError("revoke_all takes a task, a queue or where=...; where={} means every job there is now")
+        if once and stop:
+            raise TypeError("once revokes the next call only; terminate stops those that run already")
+        name = self._known(task)
+        self.engine.revoke_task(name, None if until is None else timestamp(until, self._timezone, "until"), once)
+        running = [JobFilter(frozenset({JobState.RUNNING}), task=one) for one in self._stored_names(self.tasks[name])]
+        return sum(self.engine.revoke_matching(one, lambda _: True, terminate=True) for one in running) if stop else 0
 
     def restore_all(self, task: Task[Any, Any] | str) -> bool:
         """Undo `revoke_all`; False if the task was not revoked."""
@@ -355,6 +569,8 @@ class LiteQ:
     def resume(self, queue: str) -> bool:
         """Undo `pause`; False if the queue was not paused."""
         resumed = self.storage.swap(PAUSE_MARK + check_name(queue, "queue"), "1", None)
+        if resumed:
+            self.storage.gates.wake(self._clock.now(), everywhere=True)  # slots were offered to other queues meanwhile
         if resumed and self.immediate:
             self.engine.run_ready()
         return resumed
@@ -383,6 +599,51 @@ class LiteQ:
             )
         before = None if older_than is None else self._clock.now() - seconds(older_than, "older_than")
         return self.engine.remove_all(JobFilter(states or FINISHED, queue, finished_before=before))
+
+    # ── locks and limits ─────────────────────────────────────────────────────────────────────────────
+
+    def lock_task(
+        self, name: str, wait: bool = False, slots: int = 1, timeout: float | timedelta | None = None
+    ) -> Lock:
+        """A lock over all processes of this queue, for ``with``, ``async with``, and as a decorator of a task's
+        function (below ``@app.task``). Whoever dies with it loses it at once.
+
+        Args:
+            name: equal names are one lock.
+            wait: wait for it, instead of raising TaskLocked. A decorated task's job then waits as a ``blocked`` job:
+                it takes no worker, costs no attempt, and comes in the order of enqueue and priority.
+            slots: how many may hold it at once.
+            timeout: seconds (or timedelta) for which ``with`` waits before it raises LockTimeout; ``None``: as long as
+                it takes.
+
+        Raises:
+            TypeError, ConfigurationError: an argument is wrong. Taking the lock raises TaskLocked, LockTimeout, or
+                LockReentered, if it is taken by whoever holds it.
+        """
+        return Lock(lambda: self.engine.locks, name, wait, slots, timeout)
+
+    def is_locked(self, name: str) -> bool:
+        """Whether nobody could take this lock now: all its slots are held by somebody who lives."""
+        return self.engine.locks.is_locked(check_name(name, "name"))
+
+    def locks(self) -> list[LockState]:
+        """The locks that somebody holds or waits for: name, slots, holders, how many wait."""
+        return self.engine.locks.all()
+
+    def flush_locks(self, *names: str) -> set[str]:
+        """Take these locks (none named: all) away from whoever holds them; what they do goes on.
+
+        For when something holds a lock that should not; the locks of the dead are free without it.
+
+        Returns:
+            The names of those that were held.
+        """
+        return self.engine.locks.flush(tuple(check_name(name, "name") for name in names))
+
+    @property
+    def limits(self) -> Limits:
+        """The ``max_running`` of tasks, to be seen and changed at run time."""
+        return Limits(lambda: self.engine.locks, self._stored.tasks, self._clock.now)
 
     # ── hooks ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -446,9 +707,10 @@ class LiteQ:
 
     def start(self, **options: Any) -> None:
         """Run a consumer in this process, on threads of its own; it never touches signal handlers. See `stop`."""
-        if self._background is not None:
+        if self._background is not None and self._background_pid == os.getpid():  # a fork has none of its parent's
             raise ConfigurationError("this app's background consumer is running already; stop() it first")
         self._background = self.create_consumer(**options)
+        self._background_pid = os.getpid()
         self._background.start()
 
     def stop(self) -> None:
@@ -472,6 +734,7 @@ class LiteQ:
         self.stop()
         for engine in (self._stored, self._in_memory):
             if engine is not None:
+                engine.locks.close()
                 engine.waiters.close()
                 engine.storage.close()
 
@@ -500,10 +763,15 @@ def _checked_clock(clock: Clock | None) -> Clock:
     return clock
 
 
-def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"], base: Path) -> Storage:
-    if durability not in ("full", "normal"):
+def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"] | None, base: Path) -> Storage:
+    if durability not in ("full", "normal", None):
         raise ConfigurationError(f"durability takes 'full' or 'normal', not {durability!r}")
     if isinstance(spec, Storage):
+        if durability is not None:
+            raise ConfigurationError(
+                f"durability={durability!r} has no effect beside a Storage; give it to that: "
+                f"SqliteStorage(path, durability={durability!r})"
+            )
         return spec
     if not isinstance(spec, (str, os.PathLike)):
         raise TypeError(f"storage takes a path, ':memory:' or a Storage, not {type(spec).__name__} {spec!r}")
@@ -519,7 +787,7 @@ def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"], 
 
     from liteq.storage.sqlite import SqliteStorage
 
-    return SqliteStorage(base / Path(spec).expanduser(), durability=durability)
+    return SqliteStorage(base / Path(spec).expanduser(), durability=durability or "full")
 
 
 def _namespace_of_caller(app: LiteQ) -> dict[str, Any]:
@@ -604,8 +872,13 @@ def _task_name(task: Task[Any, Any] | str) -> str:
     return task.name if isinstance(task, Task) else check_name(task, "task")
 
 
-def _id(result_or_id: Result[Any] | str) -> str:
-    return result_or_id.id if isinstance(result_or_id, Result) else check_name(result_or_id, "id")
+def _id(result_or_id: Result[Any] | str, what: str = "id") -> str:
+    return result_or_id.id if isinstance(result_or_id, Result) else check_name(result_or_id, what)
+
+
+def _check_flag(value: object, what: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} takes True or False, not {type(value).__name__} {value!r}")
 
 
 def _collect(hooks: list[Any]) -> Callable[[C], C]:

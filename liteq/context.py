@@ -72,6 +72,12 @@ class TaskContext:
         """When it was enqueued (aware, UTC)."""
         return moment(self._job.created)
 
+    @property
+    def slot(self) -> datetime | None:
+        """The instant for which its schedule made it (aware, UTC), however late it runs; ``None`` where no schedule
+        did."""
+        return self._job.slot
+
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far the job is; visible as ``result.progress`` from every process.
 

@@ -6,17 +6,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from liteq import gates
 from liteq.errors import ConfigurationError
+from liteq.gates import Need
 from liteq.instants import positive_seconds
 from liteq.job import Job
 from liteq.lifecycle import Policy
 from liteq.retry import RetryDelay, retry_delay
+
+if TYPE_CHECKING:
+    from liteq.schedule import Schedule
+
+#: Under which a job carries the value of its task's ``max_running_key``.
+LIMIT_KEY = "limit_key"
 
 #: SQLite's integers.
 _LARGEST = 1 << 63
@@ -71,6 +80,8 @@ class TaskOptions(TypedDict, total=False):
     expires: float | timedelta | None
     on_crash: Literal["retry", "fail"]
     max_crashes: int
+    max_running: int
+    max_running_key: str
     store_result: bool
 
 
@@ -87,6 +98,21 @@ class Options:
     expires: float | None = None
     context: bool = False
     store_result: bool = True
+    max_running: int | None = None
+    max_running_key: str | None = None
+
+
+class Declarations:
+    """The schedules that the code of this program declares, by name; ``changes`` counts what was told."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Schedule] = {}
+        self.changes = 0
+
+    def tell(self, schedule: Schedule) -> None:
+        """Declare one, or declare it anew."""
+        self.entries[schedule.name] = schedule
+        self.changes += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +125,7 @@ class Definition:
         options: checked.
         is_async: the function is ``async def``.
         raw: the options as the user gave them, for overriding single ones.
+        locks: what a job needs for its whole run, besides what ``max_running`` asks for.
     """
 
     name: str
@@ -106,10 +133,25 @@ class Definition:
     options: Options
     is_async: bool = False
     raw: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    locks: tuple[Need, ...] = ()
 
     def for_job(self, job: Job) -> Options:
         """The options that hold for this job: the task's, with what the call overrode."""
         return self.options if job.options is None else _overridden(self, job.options)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its jobs need anything before they may run."""
+        return bool(self.locks) or self.options.max_running is not None
+
+    def needs(self, job: Job) -> tuple[Need, ...]:
+        """What a job needs before it may run."""
+        options = self.options
+        if options.max_running is None:
+            return self.locks
+        keyed = options.max_running_key is not None and job.options is not None
+        key = json.loads(job.options or "{}").get(LIMIT_KEY) if keyed else None
+        return (gates.limit(self.name, options.max_running, key), *self.locks)
 
 
 def policy_without_task(job: Job) -> Policy:
@@ -118,12 +160,17 @@ def policy_without_task(job: Job) -> Policy:
     Whether a crashed job may run again is too important to depend on who finds it: a task's ``on_crash`` and
     ``max_crashes`` travel with its jobs where they are not the defaults.
     """
-    return Policy() if job.options is None else check_options(json.loads(job.options)).policy
+    return Policy() if job.options is None else check_options(overrides(job.options)).policy
+
+
+def overrides(text: str) -> dict[str, Any]:
+    """The task options among what a job carries; the schedule that it comes from is none."""
+    return {name: value for name, value in json.loads(text).items() if name in PER_CALL}
 
 
 @lru_cache(maxsize=1024)
 def _overridden(definition: Definition, text: str) -> Options:
-    given = json.loads(text)
+    given = overrides(text)
     merged = {name: value for name, value in definition.raw.items() if name in PER_CALL} | given
     checked = check_options(merged)
     return replace(definition.options, policy=checked.policy, timeout=checked.timeout)
@@ -150,6 +197,8 @@ def check_options(given: Mapping[str, Any]) -> Options:
         expires=None if expires is None else positive_seconds(expires, "expires"),
         context=_flag(given.get("context", False), "context"),
         store_result=_flag(given.get("store_result", True), "store_result"),
+        max_running=_max_running(given),
+        max_running_key=_max_running_key(given.get("max_running_key")),
     )
 
 
@@ -175,6 +224,41 @@ def _retry(given: Mapping[str, Any]) -> RetryDelay:
         given.get("retry_max_delay", 3600),
         given.get("retry_jitter", False),
     )
+
+
+def _max_running(given: Mapping[str, Any]) -> int | None:
+    value = given.get("max_running")
+    if value is None and given.get("max_running_key") is not None:
+        raise ConfigurationError("max_running_key says what max_running=... is counted by, and needs that option")
+    return None if value is None else check_integer(value, "max_running", least=1)
+
+
+def _max_running_key(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"max_running_key takes a string such as '{{user_id}}', not {type(value).__name__} {value!r}")
+    if not template_fields(value, "max_running_key"):
+        raise ConfigurationError(f"max_running_key {value!r} names no argument, so all jobs would have the same key")
+    return value
+
+
+def template_fields(template: str, what: str) -> list[str]:
+    """The arguments that a format string such as ``"{user_id}"`` names.
+
+    Raises:
+        ConfigurationError: it is no such string, or counts arguments instead of naming them.
+    """
+    from string import Formatter
+
+    try:
+        names = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise ConfigurationError(f"{what} {template!r} is no format string: {error}") from None
+    found = [re.split(r"[.\[]", name, maxsplit=1)[0] for name in names]
+    if not all(name.isidentifier() for name in found):
+        raise ConfigurationError(f"{what} {template!r} must name arguments, as in '{{user_id}}'")
+    return found
 
 
 def _on_crash(value: object) -> Literal["retry", "fail"]:

@@ -7,31 +7,35 @@ commit.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import tzinfo
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from liteq import lifecycle
 from liteq import signals as S
 from liteq.clock import Clock
-from liteq.definition import Definition, Options, policy_without_task
+from liteq.definition import Declarations, Definition, Options, policy_without_task
 from liteq.errors import ConfigurationError, JobNotFound, TaskFailed
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
-from liteq.job import FINISHED, WAITING, Ending, Job, JobFilter, JobState, Outcome, Progress
-from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Transition
+from liteq.job import FINISHED, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Success, Transition
+from liteq.limits import Locks
 from liteq.serializers import Serializer
-from liteq.storage.base import ClaimRequest, Storage
+from liteq.storage.base import CALLER, ClaimRequest, Storage
 from liteq.waiting import Waiters
+
+if TYPE_CHECKING:
+    from liteq.batches import Batch, Block, Call
 
 #: The values of a mark ``cancel:<seq>``: the running job is to be stopped, or only told.
 STOP, TELL = "stop", "tell"
 
 #: Jobs touched in one transaction by commands over many of them.
 AT_ONCE = 500
+#: Jobs looked at in one question, where few of them may be meant.
+LOOKED_AT_ONCE = 5_000
 
 _SIGNAL_OF_TARGET = {
     JobState.SUCCEEDED: S.COMPLETE,
@@ -68,12 +72,13 @@ class Refused(NamedTuple):
 class Round(NamedTuple):
     """What one round of settling and claiming brought: jobs to run, jobs that may not start (to be ended with the next
     round), when the next one is due, and which jobs were revoked while they run, by ``seq``: True where they are to be
-    stopped, False where they are only to be told."""
+    stopped, False where they are only to be told. ``marks`` are those of the turn."""
 
     jobs: list[Job]
     refused: list[Refused]
     next_due: float | None
     cancelled: Mapping[int, bool]
+    marks: Mapping[str, str]
 
 
 class Engine:
@@ -90,6 +95,7 @@ class Engine:
     def __init__(self, storage: Storage, serializer: Serializer, clock: Clock, timezone: tzinfo, name: str) -> None:
         self.storage = storage
         self.waiters = Waiters(storage)
+        self.locks = Locks(storage, clock, name, self._run_freed)
         self.clock = clock
         self.timezone = timezone
         self.name = name
@@ -99,6 +105,7 @@ class Engine:
         self.runtime = Runtime({}, serializer, clock, timezone, _report_hook)
         self.signals = S.Signals(_report_receiver)
         self.announce: Callable[[str, Job, TaskFailed | None], None] = self.signals.send
+        self.declared = Declarations()
         self._batch: ContextVar[Batch | None] = ContextVar("liteq_batch", default=None)
 
     # ── the registry ─────────────────────────────────────────────────────────────────────────────────
@@ -136,29 +143,19 @@ class Engine:
         submitted = [lifecycle.submit(job, job.created) for job in jobs]
         stored = self.storage.add(submitted)
         if self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED):
-            announced: set[int] = set()  # the same id twice in one batch is one job
-            for new, job in zip(submitted, stored, strict=True):
-                if job.created == new.created and job.state in WAITING and job.seq not in announced:
-                    announced.add(job.seq)
+            for position, job in enumerate(stored):
+                if position not in stored.known:
                     self.announce(S.SCHEDULED if job.state is JobState.SCHEDULED else S.ENQUEUED, job, None)
         return stored
 
-    @contextmanager
-    def batch(self) -> Iterator[None]:
+    def batch(self) -> Block:
         """Everything enqueued inside is stored in one transaction at the end, or not at all if the block raises.
 
         A block inside another one hands what it has to that one.
         """
-        outer = self._batch.get()
-        batch = Batch(outer)
-        token = self._batch.set(batch)
-        try:
-            yield
-        finally:
-            self._batch.reset(token)
-            calls = batch.end()
-        if calls and (outer is None or not outer.collect(calls)):
-            self._store_calls(calls)
+        from liteq.batches import Block
+
+        return Block(self._batch, self._store_calls)
 
     def _store_calls(self, calls: Sequence[Call]) -> None:
         stored = iter(self._store([job for jobs, _ in calls for job in jobs]))
@@ -193,23 +190,25 @@ class Engine:
             StorageError: nothing happened; call again with the same and more.
         """
         now = self.clock.now()
-        transitions = [
-            lifecycle.succeed(job, outcome)
-            if outcome.ending == _SUCCEEDED
-            else self._decided(Ended(job, outcome), now, job.seq in cancelled)
-            for job, outcome in ended
-        ]
+        succeeded = [one for one in ended if one[1][2] == _SUCCEEDED]
+        others = ended if not succeeded else [one for one in ended if one[1][2] != _SUCCEEDED]
+        successes = [lifecycle.succeed(job, outcome) for job, outcome in succeeded]
+        transitions = [self._decided(one, now, one.job.seq in cancelled) for one in others]
         decided = len(transitions)
         transitions += [transition for _, transition in refused]
         transitions += [
             lifecycle.revoke_unbegun(job, now) if job.seq in cancelled else lifecycle.release(job) for job in released
         ]
-        turn = self.storage.turn(transitions, request, now, progress)
+        if request is not None and self.runtime.limited:
+            request = request._replace(needs=self.runtime.limited)
+        turn = self.storage.turn(transitions, request, now, progress, successes)
         # It is committed: from here on nothing may fail, or the claimed jobs would be lost on the way.
-        self._announce_all_ended(ended, transitions, turn.applied)
+        self._announce_succeeded(succeeded, successes, turn.lost)
+        for one, transition, applied in zip(others, transitions, turn.applied, strict=False):
+            self._announce_ended(one, transition, applied)
         again = self._announce_refused(refused, turn.applied[decided:])
         jobs, held_back = self._admitted(turn.jobs, turn.marks, now)
-        return Round(again + jobs, held_back, turn.next_due, _cancelled(turn.marks))
+        return Round(again + jobs, held_back, turn.next_due, _cancelled(turn.marks), turn.marks)
 
     def _decided(self, ended: Ended, now: float, cancelled: bool) -> Transition:
         policy = self._policy(ended.job)
@@ -250,15 +249,12 @@ class Engine:
             for job in jobs:
                 self.announce(S.EXECUTING, job, None)
 
-    def _announce_all_ended(
-        self, ended: Sequence[Ended], transitions: Sequence[Transition], answers: Sequence[bool]
-    ) -> None:
+    def _announce_succeeded(self, ended: Sequence[Ended], successes: Sequence[Success], lost: Container[int]) -> None:
         from liteq import logs
 
-        nobody_hears_of_success = not logs.wanted(logs.INFO) and not self.signals.heard(S.COMPLETE)
-        for one, transition, applied in zip(ended, transitions, answers, strict=False):
-            if not (applied and nobody_hears_of_success and one.outcome.ending == _SUCCEEDED):
-                self._announce_ended(one, transition, applied)
+        if lost or logs.wanted(logs.INFO) or self.signals.heard(S.COMPLETE):
+            for one, success in zip(ended, successes, strict=True):
+                self._announce_ended(one, success.transition(), success.seq not in lost)
 
     def _announce_ended(self, ended: Ended, transition: Transition, applied: bool) -> None:
         from liteq import logs
@@ -318,6 +314,7 @@ class Engine:
         recovered = 0
         for owner in self.storage.dead_owners():
             recovered += self._recover_owner(owner)
+            self.storage.gates.put_out(owner, self.clock.now())
             self.storage.forget(owner)
         return recovered
 
@@ -339,11 +336,15 @@ class Engine:
                 break
         return recovered
 
+    def let_in(self) -> bool:
+        """Offer to others the slots that were kept for jobs which nobody has claimed; see `liteq.gates`."""
+        return self.storage.gates.wake(self.clock.now())
+
     def unpark(self) -> int:
         """Let go the jobs that were parked because nobody knew their task, where it is known here."""
         freed = 0
-        for reason in self.storage.reasons():
-            if reason.startswith(UNKNOWN_TASK) and reason.removeprefix(UNKNOWN_TASK) in self.tasks:
+        for reason in self.storage.reasons(UNKNOWN_TASK):
+            if reason.removeprefix(UNKNOWN_TASK) in self.tasks:
                 jobs = self.storage.find(JobFilter(states=frozenset({JobState.BLOCKED}), reason=reason, limit=AT_ONCE))
                 now = self.clock.now()
                 freed += sum(self.storage.apply([lifecycle.unblock(job, now) for job in jobs], now))
@@ -428,6 +429,39 @@ class Engine:
             removed += number
         return removed
 
+    def revoke_matching(self, query: JobFilter, matches: Callable[[Job], bool], *, terminate: bool = False) -> int:
+        """Revoke every job that there is now, has not finished and matches; see `revoke`.
+
+        In transactions of AT_ONCE, each job guarded by what it was when it was looked at: one that moves meanwhile is
+        looked at again. Jobs that are enqueued meanwhile are left alone, so this ends whatever producers do.
+        """
+        newest = self.storage.find(JobFilter(newest_first=True, limit=1))
+        revoked, after_seq = 0, 0
+        while newest and after_seq < newest[0].seq:
+            jobs = self.storage.find(replace(query, limit=LOOKED_AT_ONCE, after=after_seq))
+            matching = [job for job in jobs if job.seq <= newest[0].seq and matches(job)]
+            for start in range(0, len(matching), AT_ONCE):
+                revoked += self._revoke_together(matching[start : start + AT_ONCE], terminate)
+            after_seq = jobs[-1].seq if jobs else newest[0].seq
+        return revoked
+
+    def _revoke_together(self, jobs: Sequence[Job], terminate: bool) -> int:
+        now = self.clock.now()
+        pairs = [(job, transition) for job in jobs if (transition := lifecycle.revoke(job, now)) is not None]
+        answers = self.storage.apply([transition for _, transition in pairs], now) if pairs else []
+        for (job, transition), applied in zip(pairs, answers, strict=True):
+            if applied:
+                self._announce_changed(job, transition)
+        ended = {job.seq for (job, _), applied in zip(pairs, answers, strict=True) if applied}
+        others = [job for job in jobs if job.seq not in ended]  # they run, or have moved since
+        return len(ended) + sum(self._revoke_if_there(job, terminate) for job in others)
+
+    def _revoke_if_there(self, job: Job, terminate: bool) -> bool:
+        try:
+            return self.revoke(job.id, terminate=terminate)
+        except JobNotFound:  # finished and deleted since it was looked at
+            return False
+
     def is_told(self, job: Job) -> bool:
         """Whether a running job was revoked since it was started."""
         key = f"{CANCEL_MARK}{job.seq}"
@@ -492,6 +526,11 @@ class Engine:
         while not self.storage.swap(key, self.storage.marks(key).get(key), value):
             continue
 
+    def _run_freed(self) -> None:
+        """A lock was given back: in immediate mode nobody else runs the jobs that waited for it."""
+        if self.immediate:
+            self.run_ready()
+
     # ── immediate mode ───────────────────────────────────────────────────────────────────────────────
 
     def run_ready(self) -> None:
@@ -529,7 +568,7 @@ class Engine:
             raise
 
     def _run_one(self) -> bool:
-        claimed = self.round([], ClaimRequest(owner=0, wanted=1))
+        claimed = self.round([], ClaimRequest(owner=CALLER, wanted=1))
         for job in claimed.jobs:
             self.announce_started([job])
             outcome = self._execute_here(job)
@@ -538,40 +577,6 @@ class Engine:
         if claimed.refused:
             self.round([], None, refused=claimed.refused)
         return bool(claimed.jobs or claimed.refused)
-
-
-#: New jobs, and who is to be handed the stored ones.
-Call = tuple[Sequence[Job], Callable[[Sequence[Job]], None]]
-
-
-class Batch:
-    """What was enqueued inside one `Engine.batch` block. Safe to share between threads.
-
-    Coroutines and threads that were started inside the block keep seeing it after its end; what they enqueue then is
-    not collected any more, for nobody would store it.
-
-    Args:
-        outer: the batch around it.
-    """
-
-    def __init__(self, outer: Batch | None) -> None:
-        self._outer = outer
-        self._lock = threading.Lock()
-        self._calls: list[Call] | None = []
-
-    def collect(self, calls: Sequence[Call]) -> bool:
-        """Keep these until the end of the block, or of the one around it; False if both have ended."""
-        with self._lock:
-            if self._calls is not None:
-                self._calls += calls
-                return True
-        return self._outer is not None and self._outer.collect(calls)
-
-    def end(self) -> list[Call]:
-        """Collect no more; returns what there is."""
-        with self._lock:
-            calls, self._calls = self._calls, None
-        return calls or []
 
 
 class _DirectChannel:
@@ -610,9 +615,10 @@ def _random() -> float:
     return random()
 
 
-def _death(job: Job, begun: frozenset[int] | None, now: float) -> Outcome:
+def _death(job: Job, begun: Mapping[int, Death] | None, now: float) -> Outcome:
     """What became of a dead consumer's job: crashed if it was begun, else put back as if nothing had been."""
-    outcome = lifecycle.crashed(job, now, "its consumer died while it ran")
+    death = None if begun is None else begun.get(job.seq)
+    outcome = lifecycle.crashed(job, now, "its consumer died while it ran", death)
     if begun is None or job.seq in begun:
         return outcome
     return Outcome(job.seq, job.claim, Ending.INTERRUPTED, outcome.started, now)

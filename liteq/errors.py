@@ -4,13 +4,21 @@
 
     LiteQError
     ├── ConfigurationError      (ValueError)    an option that makes no sense, named
-    │   └── DuplicateTask                       two functions under one task name
+    │   ├── DuplicateTask                       two functions under one task name
+    │   └── DuplicateSchedule                   two schedules under one name
     ├── SerializationError      (ValueError)    a value that cannot be stored, or stored bytes that cannot be read
     ├── TriggerError            (ValueError)    a schedule expression that cannot be read
     ├── JobNotFound             (LookupError)   no job has this id
+    ├── ScheduleNotFound        (LookupError)   no schedule has this name
     ├── UnknownTask             (LookupError)   no task of this name is registered in this process
+    ├── NotRunning              (RuntimeError)  something was asked about a running job, and this one is not running
+    ├── NoAnswer                (TimeoutError)  the consumer that runs a job did not answer a question about it
     ├── ResultTimeout           (TimeoutError)  the job did not finish in the time given to get()
+    ├── WouldDeadlock           (RuntimeError)  a job waits for another one that cannot start before it ends
     ├── TaskTimeout             (TimeoutError)  raised inside a task that ran longer than its ``timeout``
+    ├── TaskLocked              (Exception)     a lock is held by others, and the caller did not want to wait
+    │   └── LockTimeout         (TimeoutError)  … or not for so long
+    ├── LockReentered           (RuntimeError)  a lock was taken again by the one who holds it
     ├── TaskFailed              (Exception)     the job ended for good without success
     │   ├── TaskRevoked                         … because somebody revoked it, or it cancelled itself
     │   └── TaskExpired                         … because it was not started before ``expires``
@@ -43,6 +51,10 @@ class DuplicateTask(ConfigurationError):
     """Two different functions were registered under one task name."""
 
 
+class DuplicateSchedule(ConfigurationError):
+    """A schedule was added under a name that another one has."""
+
+
 class SerializationError(LiteQError, ValueError):
     """A value cannot be stored, or stored bytes cannot be turned back into a value."""
 
@@ -68,6 +80,21 @@ class JobNotFound(LiteQError, LookupError):
         return type(self), (self.job_id,)
 
 
+class ScheduleNotFound(LiteQError, LookupError):
+    """No schedule has this name in this file.
+
+    Args:
+        name: the name that was asked for.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no schedule {name!r}: it was never added to this file, or it was removed")
+        self.name = name
+
+    def __reduce__(self) -> tuple[type[ScheduleNotFound], tuple[str]]:
+        return type(self), (self.name,)
+
+
 class UnknownTask(LiteQError, LookupError):
     """No task of this name is registered in this process.
 
@@ -84,6 +111,40 @@ class UnknownTask(LiteQError, LookupError):
 
     def __reduce__(self) -> tuple[type[UnknownTask], tuple[str]]:
         return type(self), (self.task,)
+
+
+class NotRunning(LiteQError, RuntimeError):
+    """Something was asked about a running job, and this one is not running, or not any more.
+
+    Args:
+        job_id: the job.
+        state: where it stands instead.
+    """
+
+    def __init__(self, job_id: str, state: str) -> None:
+        super().__init__(f"job {job_id} is not running: it is {state}")
+        self.job_id = job_id
+        self.state = state
+
+    def __reduce__(self) -> tuple[type[NotRunning], tuple[str, str]]:
+        return type(self), (self.job_id, self.state)
+
+
+class NoAnswer(LiteQError, TimeoutError):
+    """The consumer that runs a job did not answer a question about it.
+
+    Args:
+        job_id: the job.
+        reason: what is known of why.
+    """
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(f"no answer about job {job_id}: {reason}")
+        self.job_id = job_id
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[NoAnswer], tuple[str, str]]:
+        return type(self), (self.job_id, self.reason)
 
 
 class ResultTimeout(LiteQError, TimeoutError):
@@ -105,8 +166,82 @@ class ResultTimeout(LiteQError, TimeoutError):
         return type(self), (self.job_id, self.state, self.timeout)
 
 
+class WouldDeadlock(LiteQError, RuntimeError):
+    """Raised in a job that waits for another one which cannot start: every worker that could run it is taken by a job
+    that waits in the same way. The other job stays in its queue, and may run once this one has ended.
+
+    Args:
+        job_id: the job that was waited for.
+        waiting: the job that waited.
+    """
+
+    def __init__(self, job_id: str, waiting: str) -> None:
+        super().__init__(
+            f"job {waiting} waits for job {job_id}, which cannot start: every worker that could run it is taken by a "
+            "job that waits like this one. It stays in its queue. Have more workers, put the jobs that are waited for "
+            "into a queue with a consumer of its own, or let a job go on without waiting: enqueue the next step from "
+            "the one before"
+        )
+        self.job_id = job_id
+        self.waiting = waiting
+
+    def __reduce__(self) -> tuple[type[WouldDeadlock], tuple[str, str]]:
+        return type(self), (self.job_id, self.waiting)
+
+
 class TaskTimeout(LiteQError, TimeoutError):
     """Raised inside a task that has run longer than its ``timeout``."""
+
+
+class TaskLocked(LiteQError):
+    """A lock could not be had, because others hold it. A task that raises this is retried as for any other error.
+
+    Args:
+        name: the lock's.
+        message: what happened.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[TaskLocked], tuple[object, ...]]:
+        return type(self), (self.name, self.message)
+
+
+class LockTimeout(TaskLocked, TimeoutError):
+    """Others held a lock for longer than the caller was willing to wait.
+
+    Args:
+        name: the lock's.
+        timeout: how long was waited, in seconds.
+    """
+
+    def __init__(self, name: str, timeout: float) -> None:
+        super().__init__(name, f"the lock {name!r} was still held by others after {timeout:g} s")
+        self.timeout = timeout
+
+    def __reduce__(self) -> tuple[type[LockTimeout], tuple[object, ...]]:
+        return type(self), (self.name, self.timeout)
+
+
+class LockReentered(LiteQError, RuntimeError):
+    """A lock was taken again by the job, thread or coroutine that holds it: it would wait for itself for ever.
+
+    Args:
+        name: the lock's.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the lock {name!r} is held already by this very job, thread or coroutine, which would wait for itself; "
+            "give the inner lock another name, or take it once"
+        )
+        self.name = name
+
+    def __reduce__(self) -> tuple[type[LockReentered], tuple[str]]:
+        return type(self), (self.name,)
 
 
 class TaskFailed(LiteQError):

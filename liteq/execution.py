@@ -1,6 +1,7 @@
 """Run one claimed job to its Outcome: decode, call under a deadline, encode. The same in every kind of worker.
 
 Nothing raised by a task or a hook gets past `execute`; only what stops the worker itself does (see `Stopped`).
+`execute_async` is its twin for a loop on which many jobs run at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from liteq.clock import Clock
 from liteq.context import Channel, Report, TaskContext, current_job
 from liteq.definition import Definition, Options
 from liteq.errors import Cancel, Directive, Fail, Retry, SerializationError, Snooze, TaskTimeout
+from liteq.gates import NeedsOf
 from liteq.instants import seconds, timestamp
 from liteq.job import Ending, Job, Outcome
 from liteq.serializers import Serializer
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 #: What is kept of a message and of a traceback, in characters.
 LONGEST_MESSAGE = 4_000
 LONGEST_TRACEBACK = 50_000
+
+
+_SUCCEEDED = Ending.SUCCEEDED
+#: The fields of an Outcome after `result` where nothing went wrong.
+_NO_ERROR = Outcome(0, 0, _SUCCEEDED, 0.0, 0.0)[6:]
 
 
 class Interrupted(BaseException):
@@ -85,6 +92,7 @@ class Runtime:
         timezone: in which naive datetimes are read.
         before, after: the pre_execute and post_execute hooks.
         report: called with (what failed, job, error) when a hook raises.
+        limited: what jobs of a task need before they may run, by stored name; tasks that need nothing are not in it.
         on_startup, on_shutdown: called once in each process that runs jobs.
     """
 
@@ -95,6 +103,7 @@ class Runtime:
     report: Report
     before: list[Callable[[Job], Any]] = field(default_factory=list)
     after: list[Callable[[Job, Any, BaseException | None], Any]] = field(default_factory=list)
+    limited: dict[str, NeedsOf] = field(default_factory=dict)
     on_startup: list[Callable[[], Any]] = field(default_factory=list)
     on_shutdown: list[Callable[[], Any]] = field(default_factory=list)
 
@@ -124,7 +133,8 @@ def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) ->
             raise
         deadline.stop()  # again: a deadline that came while it was being stopped has left it half done
         return _failed(job, options, runtime, started, error, deadline.interrupted)
-    return Outcome(job.seq, job.claim, Ending.SUCCEEDED, started, runtime.clock.now(), result)
+    # Not through the constructor, which costs three times as much.
+    return tuple.__new__(Outcome, (job.seq, job.claim, _SUCCEEDED, started, runtime.clock.now(), result, *_NO_ERROR))
 
 
 def _run(
@@ -148,6 +158,53 @@ def _run(
                 value = _run_coroutine(body, context)
             else:
                 value = context.run(definition.function, *args, **kwargs)
+        finally:
+            deadline.stop()
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if runtime.after:
+            _after(job, runtime, value, error)
+    return value
+
+
+async def execute_async(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) -> Outcome:
+    """Run one claimed job of an async task on the running loop, in an asyncio task and a context of its own.
+
+    Args, Returns:
+        as `execute`.
+    """
+    started = runtime.clock.now()
+    definition = runtime.tasks.get(job.task)
+    if definition is None:
+        return Outcome(job.seq, job.claim, Ending.UNKNOWN, started, started)
+    options = definition.for_job(job)
+    try:
+        value = await _run_async(job, definition, options, runtime, channel, deadline)
+        result = None if value is None or not options.store_result else runtime.serializer.dumps(value)
+    except BaseException as error:  # noqa: BLE001 - as in `execute`
+        deadline.stop()
+        return _failed(job, options, runtime, started, error, deadline.interrupted)
+    return Outcome(job.seq, job.claim, _SUCCEEDED, started, runtime.clock.now(), result)
+
+
+async def _run_async(
+    job: Job, definition: Definition, options: Options, runtime: Runtime, channel: Channel, deadline: Deadline
+) -> Any:
+    """The body between its hooks. The context is this asyncio task's own already."""
+    args, kwargs = _arguments(job, runtime.serializer)
+    if options.context:
+        kwargs["task"] = _context(job, options, runtime, channel)
+    current_job.set(job)
+    if runtime.before:
+        _before(job, runtime)
+    error: BaseException | None = None
+    value: Any = None
+    try:
+        try:
+            deadline.start(options.timeout, raises=False)
+            value = await _timed(definition.function(*args, **kwargs), options.timeout, deadline)
         finally:
             deadline.stop()
     except BaseException as raised:

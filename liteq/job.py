@@ -10,10 +10,11 @@ aware datetimes.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from liteq.instants import moment
 
@@ -54,7 +55,9 @@ class Attempt(NamedTuple):
     """One finished attempt in a job's history.
 
     ``error_type`` and ``message`` are empty where it succeeded; ``details`` is what is known of a crash, such as
-    ``"killed by SIGKILL"``.
+    ``"killed by SIGKILL"``. Where a worker process died, ``peak_rss`` is the most memory it has had, in bytes,
+    ``cpu_time`` the seconds of CPU that the attempt has used, and ``log`` the last lines that it logged; ``None``, or
+    empty, where that is not known.
     """
 
     number: int
@@ -65,6 +68,9 @@ class Attempt(NamedTuple):
     message: str = ""
     traceback: str = ""
     details: str = ""
+    peak_rss: int | None = None
+    cpu_time: float | None = None
+    log: str = ""
 
     @property
     def started_at(self) -> datetime | None:
@@ -75,6 +81,14 @@ class Attempt(NamedTuple):
     def finished_at(self) -> datetime:
         """When it ended."""
         return moment(self.finished)
+
+
+class Death(NamedTuple):
+    """What is known of an attempt that ended with the death of its worker process; the fields are those of Attempt."""
+
+    peak_rss: int | None = None
+    cpu_time: float | None = None
+    log: str = ""
 
 
 class Progress(NamedTuple):
@@ -150,11 +164,32 @@ class Job(NamedTuple):
         return last if last is not None and last.ending is not Ending.SUCCEEDED else None
 
     @property
+    def slot(self) -> datetime | None:
+        """The instant of its schedule that it stands for (aware, UTC), if a schedule made it."""
+        slot = _origin(self.options).get("slot")
+        return None if slot is None else moment(slot)
+
+    @property
+    def schedule(self) -> str | None:
+        """The name of the schedule that made it, if one did."""
+        return _origin(self.options).get("schedule")
+
+    @property
     def arguments(self) -> str:
         """A short text of the arguments, without decoding them."""
         if self.summary is not None:
             return self.summary
         return shorten(self.payload[:200].decode("utf-8", "replace"))
+
+
+def origin_text(options: str | None, schedule: str, slot: float) -> str:
+    """The options of a job with the schedule and the slot that it comes from."""
+    given = {} if options is None else json.loads(options)
+    return json.dumps(given | {"schedule": schedule, "slot": slot}, separators=(",", ":"))
+
+
+def _origin(options: str | None) -> dict[str, Any]:
+    return json.loads(options) if options is not None and '"slot":' in options else {}
 
 
 def shorten(text: str, width: int = 120) -> str:
@@ -167,7 +202,7 @@ class Outcome(NamedTuple):
     """What a worker reports about one attempt; made of plain values, so that it travels between processes.
 
     ``delay`` is what the task asked for with Retry or Snooze, in seconds; ``retryable`` is False when ``retry_on`` or
-    ``give_up_on`` forbid another attempt.
+    ``give_up_on`` forbid another attempt; ``death`` is only known to whoever found the worker dead.
     """
 
     seq: int
@@ -182,6 +217,7 @@ class Outcome(NamedTuple):
     delay: float | None = None
     retryable: bool = True
     details: str = ""
+    death: Death | None = None
 
 
 @dataclass(frozen=True, slots=True)

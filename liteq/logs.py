@@ -53,7 +53,8 @@ def started(job: Job, retries: int) -> None:
 
 def settled(job: Job, retries: int, outcome: Outcome, transition: Transition) -> None:
     """An attempt ended and what follows from it is stored."""
-    keys = _keys(job, retries)
+    crash = 0 if transition.target is JobState.FAILED else transition.crashes - job.crashes
+    keys = _keys(job, retries + crash)
     took = {"took": _duration(outcome.finished - outcome.started)}
     error = {"error": f"{outcome.error_type}: {_one_line(outcome.message)}"} if outcome.error_type else {}
     match transition.target:
@@ -100,7 +101,8 @@ def say(level: int, message: str, **keys: Any) -> None:
 
 
 def _keys(job: Job, retries: int) -> dict[str, Any]:
-    return {"job": job.id, "task": job.task, "attempt": f"{job.attempt - job.base}/{retries + 1}"}
+    allowed = retries + 1 + job.crashes  # a crash spends no retry
+    return {"job": job.id, "task": job.task, "attempt": f"{job.attempt - job.base}/{allowed}"}
 
 
 def _waited(job: Job) -> float:

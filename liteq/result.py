@@ -7,19 +7,24 @@ process (``app.result(id)``).
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from liteq import lifecycle
+from liteq.context import current_job
 from liteq.engine import Engine
-from liteq.errors import LiteQError, ResultTimeout, TaskExpired, TaskFailed, TaskRevoked
+from liteq.errors import LiteQError, ResultTimeout, TaskExpired, TaskFailed, TaskRevoked, WouldDeadlock
 from liteq.instants import due_at, positive_seconds
 from liteq.job import FINISHED, Job, JobState, Progress
 
 if TYPE_CHECKING:
     import asyncio
+
+    from liteq.deadlock import Parent
 
 R = TypeVar("R")
 
@@ -54,6 +59,7 @@ class Result(Generic[R]):
         Raises:
             ResultTimeout: not finished in time; the job goes on.
             TaskFailed: it failed for good; ``TaskRevoked``, ``TaskExpired``: it never will run (again).
+            WouldDeadlock: called in a job, and this one cannot start before that one ends; see `liteq.deadlock`.
             JobNotFound: there is no such job (any more).
             SerializationError: the stored result cannot be read.
         """
@@ -93,16 +99,20 @@ class Result(Generic[R]):
             return self._run(limit)
         clock = self._engine.clock
         deadline = None if limit is None else clock.monotonic() + limit
-        while (left := _left(deadline, clock.monotonic())) is None or left > 0:
-            finished = threading.Event()
-            self._engine.waiters.add(cast(int, self._seq), finished.set)
-            try:
-                in_time = finished.wait(left)
-            finally:
-                self._engine.waiters.discard(cast(int, self._seq), finished.set)
-            job = self._finished_job()
-            if job is not None or not in_time:
-                return job
+        finished = threading.Event()
+        with _as_parent(self._engine, [cast(int, self._seq)], limit, finished.set) as parent:
+            while (left := _left(deadline, clock.monotonic())) is None or left > 0:
+                finished.clear()
+                if parent is not None and parent.doomed:
+                    raise WouldDeadlock(self.id, parent.job.id)
+                self._engine.waiters.add(cast(int, self._seq), finished.set)
+                try:
+                    in_time = finished.wait(left)
+                finally:
+                    self._engine.waiters.discard(cast(int, self._seq), finished.set)
+                job = self._finished_job()
+                if job is not None or not in_time:
+                    return job
         return None
 
     async def _await(self, limit: float | None) -> Job | None:
@@ -113,14 +123,17 @@ class Result(Generic[R]):
         try:
             async with asyncio.timeout(limit):
                 while True:
-                    await self._finish_seen(asyncio.get_running_loop())
+                    doomed = await self._finish_seen(asyncio.get_running_loop(), limit)
                     job = await asyncio.to_thread(self._finished_job)
                     if job is not None:
                         return job
+                    if doomed is not None:
+                        raise WouldDeadlock(self.id, doomed.job.id)
         except TimeoutError:
             return await asyncio.to_thread(self._finished_job)
 
-    async def _finish_seen(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _finish_seen(self, loop: asyncio.AbstractEventLoop, limit: float | None) -> Parent | None:
+        """Wait for the finish; returns the job that waits here if it does so in vain."""
         seen: asyncio.Future[None] = loop.create_future()
 
         def finish() -> None:
@@ -131,11 +144,16 @@ class Result(Generic[R]):
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(finish)
 
-        self._engine.waiters.add(cast(int, self._seq), callback)
+        seq, engine = cast(int, self._seq), self._engine
+        parent = _parent(engine, [seq], limit, callback)
+        engine.waiters.add(seq, callback)
         try:
             await seen
         finally:
-            self._engine.waiters.discard(cast(int, self._seq), callback)
+            engine.waiters.discard(seq, callback)
+            if parent is not None:
+                await _leave(engine, parent)
+        return parent if parent is not None and parent.doomed else None
 
     def _run(self, limit: float | None) -> Job | None:
         """In immediate mode the one who waits is the consumer."""
@@ -255,6 +273,42 @@ def _left(deadline: float | None, now: float) -> float | None:
     return None if deadline is None else min(deadline - now, threading.TIMEOUT_MAX)
 
 
+def _as_parent(
+    engine: Engine, seqs: Iterable[int], limit: float | None, wake: Callable[[], object]
+) -> AbstractContextManager[Parent | None]:
+    """Have the job that runs here, if one does, watched while it waits for these; see `liteq.deadlock`."""
+    job = current_job.get()
+    if job is None:
+        return nullcontext()
+    return engine.waiters.parents(engine.clock).waiting(job, seqs, _gives_up_at(engine, job, limit), wake)
+
+
+def _parent(engine: Engine, seqs: Iterable[int], limit: float | None, wake: Callable[[], object]) -> Parent | None:
+    """`_as_parent` for coroutines, up to `_leave`."""
+    job = current_job.get()
+    if job is None:
+        return None
+    return engine.waiters.parents(engine.clock).enter(job, seqs, _gives_up_at(engine, job, limit), wake)
+
+
+async def _leave(engine: Engine, parent: Parent) -> None:
+    parents = engine.waiters.parents(engine.clock)
+    if not parents.is_published(parent):
+        parents.leave(parent)
+        return
+    import asyncio
+
+    await asyncio.to_thread(parents.leave, parent)  # which has to write
+
+
+def _gives_up_at(engine: Engine, job: Job, limit: float | None) -> float:
+    """When a job that waits here for ``limit`` seconds ends its waiting, or is ended: seconds since the epoch."""
+    options = engine.options(job)
+    timeout = None if options is None else options.timeout
+    ends = [] if timeout is None else [(job.started or engine.clock.now()) + timeout]
+    return min([*ends, math.inf if limit is None else engine.clock.now() + limit])
+
+
 class ResultGroup(Generic[R]):
     """Handles on several jobs, in the order in which they were enqueued."""
 
@@ -336,10 +390,14 @@ class ResultGroup(Generic[R]):
         for seq in pending:
             engine.waiters.add(seq, finished.set)
         try:
-            return finished.wait(left)
+            with _as_parent(engine, pending, left, finished.set) as parent:
+                in_time = finished.wait(left)
         finally:
             for seq in pending:
                 engine.waiters.discard(seq, finished.set)
+        if parent is not None and parent.doomed and not engine.storage.finished(pending):
+            raise WouldDeadlock(next(iter(pending.values())).id, parent.job.id)
+        return in_time
 
     def _run_next(self, pending: dict[int, Result[R]], left: float | None) -> bool:
         """In immediate mode: run the one that is due next, and whatever is due with it."""

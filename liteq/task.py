@@ -9,14 +9,25 @@ from datetime import datetime, timedelta, tzinfo
 from functools import update_wrapper
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, Unpack
 
-from liteq.definition import PER_CALL, CallKeywords, Definition, check_integer, check_name, override_text
+from liteq.definition import (
+    LIMIT_KEY,
+    PER_CALL,
+    CallKeywords,
+    Definition,
+    check_integer,
+    check_name,
+    override_text,
+    template_fields,
+)
 from liteq.engine import Engine
-from liteq.errors import SerializationError
+from liteq.errors import ConfigurationError, SerializationError
 from liteq.instants import due_at, seconds, timestamp
 from liteq.job import Job, JobState, shorten
 from liteq.result import Result, ResultGroup, receive_into
 
 _READY = JobState.READY  # a look-up of an enum's member costs 50 ns, and there is one for each job
+#: The fields of a Job after `summary`, before anybody has claimed it.
+_NOT_CLAIMED = Job(0, "", "", _READY)[12:]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +59,7 @@ class Task(Generic[P, R]):
         self._engine = engine
         self.definition = definition
         self._call = call or CallOptions()
-        self._signature = _own_signature(definition)
+        self._signature = caller_signature(definition)
         self._names = _positional_names(self._signature)
         self._least, self._most = _positional_range(self._signature)
         # What all jobs of this object have in common, looked up once.
@@ -59,6 +70,7 @@ class Task(Generic[P, R]):
         self._priority = options.priority if call.priority is None else call.priority
         crash_rules = {name: definition.raw[name] for name in ("on_crash", "max_crashes") if name in definition.raw}
         self._text = override_text(crash_rules | _overrides(call)) if crash_rules else call.text
+        self._key_of = _limit_key(definition, self._signature)
         self._timed = any(one is not None for one in (call.eta, call.delay, call.expires, options.expires))
 
     @property
@@ -176,20 +188,10 @@ class Task(Generic[P, R]):
             raise SerializationError(f"{self.name} was not enqueued: {error}") from error
         now = engine.clock.now()
         due, expires = self._times(now, engine.timezone) if self._timed else (None, None)
-        return Job(
-            0,
-            self._id,
-            self._name,
-            _READY,
-            self._queue,
-            self._priority,
-            payload,
-            now,
-            due,
-            expires,
-            self._text,
-            None if serializer.readable else _summary(args, kwargs),
-        )
+        text = self._text if self._key_of is None else _with_key(self._text, self._key_of(args, kwargs))
+        summary = None if serializer.readable else _summary(args, kwargs)
+        call = (0, self._id, self._name, _READY, self._queue, self._priority, payload, now, due, expires, text, summary)
+        return tuple.__new__(Job, call + _NOT_CLAIMED)  # the constructor costs three times as much
 
     def _times(self, now: float, zone: tzinfo) -> tuple[float | None, float | None]:
         """When a call made now is due, and when it expires."""
@@ -238,6 +240,22 @@ class Task(Generic[P, R]):
         return f"<Task {self.name}>"
 
 
+def lasting(task: Task[Any, Any]) -> float | None:
+    """The seconds after which each job of a schedule of this task expires, ``None``: never.
+
+    Raises:
+        TypeError: the call has options that only a single job can have.
+    """
+    call = task._call
+    for what, value in (("eta", call.eta), ("delay", call.delay), ("id", call.id)):
+        if value is not None:
+            raise TypeError(f"{what} is not for schedules: the trigger says when, and each slot has its own id")
+    expires = task.definition.options.expires if call.expires is None else call.expires
+    if isinstance(expires, datetime):
+        raise TypeError("expires takes seconds in a schedule: each of its jobs expires so long after its slot")
+    return None if expires is None else seconds(expires, "expires")
+
+
 class Signature(Generic[R]):
     """One call of a task that is not enqueued yet. Made by ``task.s(...)``; stored by ``app.enqueue(signature)``."""
 
@@ -256,7 +274,7 @@ class Signature(Generic[R]):
         return f"<Signature {self.task.name}({_summary(self.args, self.kwargs)})>"
 
 
-def _own_signature(definition: Definition) -> inspect.Signature:
+def caller_signature(definition: Definition) -> inspect.Signature:
     """The function's signature as a caller sees it: the context is passed by the worker."""
     signature = inspect.signature(definition.function)
     if not definition.options.context:
@@ -264,6 +282,46 @@ def _own_signature(definition: Definition) -> inspect.Signature:
     _check_takes_context(definition.name, signature)
     kept = [one for name, one in signature.parameters.items() if name != "task"]
     return signature.replace(parameters=kept)
+
+
+#: The value of ``max_running_key`` for a call's arguments.
+LimitKey = Callable[[tuple[Any, ...], dict[str, Any]], str]
+
+
+def _limit_key(definition: Definition, signature: inspect.Signature) -> LimitKey | None:
+    """How a call's ``max_running_key`` is found; ``None`` where the task has none.
+
+    Raises:
+        ConfigurationError: it names an argument that the function does not have.
+    """
+    template = definition.options.max_running_key
+    if template is None:
+        return None
+    parameters = signature.parameters
+    others = next((name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD), None)
+    for name in template_fields(template, "max_running_key"):
+        if name not in parameters and others is None:
+            raise ConfigurationError(
+                f"max_running_key {template!r} of {definition.name}{signature} names {name!r}, which is no argument"
+            )
+
+    def key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        try:
+            return template.format_map({**bound.arguments, **bound.arguments.get(others or "", {})})
+        except (LookupError, AttributeError, ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"{definition.name} was not enqueued: its max_running_key {template!r} cannot be filled in: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    return key
+
+
+def _with_key(text: str | None, key: str) -> str:
+    """What a job carries, with its ``max_running_key``."""
+    return json.dumps({**({} if text is None else json.loads(text)), LIMIT_KEY: key}, separators=(",", ":"))
 
 
 def _check_takes_context(name: str, signature: inspect.Signature) -> None:

@@ -20,6 +20,8 @@ from liteq.clock import SystemClock
 from liteq.storage.base import Storage
 
 if TYPE_CHECKING:  # a program that waits for nothing never loads what waiting takes
+    from liteq.clock import Clock
+    from liteq.deadlock import Parents
     from liteq.storage.watch import Waker, Watch
 
 #: Seconds between two questions where no wake-up came; only a missed one makes this matter.
@@ -29,16 +31,37 @@ LINGER = 5.0
 #: On a busy file nearly every wake-up is about other jobs. After this many in vain, the next question waits a little.
 PATIENCE = 8
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.005
+#: While the storage answers but cannot be watched, everybody asks for himself: so long after the last time, doubled
+#: from the first to the last.
+FIRST_BREATH, LAST_BREATH = 0.01, 1.0
 
 Callback = Callable[[], None]
 
 
 class Waiters:
-    """Callers that wait for jobs of one storage. Safe to share between threads; a forked child starts with none."""
+    """Callers that wait for jobs of one storage. Safe to share between threads; a forked child starts with none.
 
-    def __init__(self, storage: Storage) -> None:
+    Args:
+        storage: tells of writes.
+        ask: which of these have what they wait for; ``None``: they are jobs, and wait for their end.
+    """
+
+    def __init__(self, storage: Storage, ask: Callable[[list[int]], set[int]] | None = None) -> None:
         self._storage = storage
+        self._ask = ask or (lambda seqs: storage.finished(seqs))
+        self._parents: Parents | None = None
         self._reset()
+
+    def parents(self, clock: Clock) -> Parents:
+        """Who watches over the jobs among the callers."""
+        if self._pid != os.getpid():
+            self._reset()
+        if self._parents is None:
+            from liteq.deadlock import Parents
+
+            with self._lock:
+                self._parents = self._parents or Parents(self._storage, clock)
+        return self._parents
 
     def _reset(self) -> None:
         self._pid = os.getpid()
@@ -46,6 +69,7 @@ class Waiters:
         self._waiting: dict[int, list[Callback]] = {}
         self._thread: threading.Thread | None = None
         self._waker: Waker | None = None
+        self._failures = 0
 
     def add(self, seq: int, callback: Callback) -> None:
         """Call back, on the watcher's thread, once job ``seq`` has finished or is gone."""
@@ -75,6 +99,8 @@ class Waiters:
 
     def close(self) -> None:
         """Stop the thread; whoever still waits is called back, and will find the job unfinished."""
+        if self._parents is not None:
+            self._parents.close()
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -91,8 +117,12 @@ class Waiters:
         try:
             with self._storage.watch() as watch:
                 self._look_again_and_again(watch, waker)
-        except OSError:  # a StorageError is one
-            # Whoever waits will ask the storage himself, and raise what is wrong where it can be seen.
+        except OSError as error:  # a StorageError is one
+            # Whoever waits will ask the storage himself, and raise what is wrong where it can be seen. Who comes back
+            # unharmed has found it working, and would start the next thread at once.
+            self._failures += 1
+            if self._failures > 1:
+                self._take_breath(waker, error)
             with self._lock:
                 if self._thread is threading.current_thread():
                     self._thread = None
@@ -100,6 +130,18 @@ class Waiters:
             _call(left)
         finally:
             waker.close()
+
+    def _take_breath(self, waker: Waker, error: OSError) -> None:
+        """Sleep, longer each time, unless it is stopped; say why when it begins."""
+        if self._failures == 2:
+            from liteq import logs
+
+            message = "finished jobs cannot be waited for; until that works again, each is asked for now and then"
+            logs.say(logs.WARNING, message, error=error)
+        ends = SystemClock.monotonic() + min(FIRST_BREATH * 2 ** min(self._failures - 2, 10), LAST_BREATH)
+        while (left := ends - SystemClock.monotonic()) > 0 and self._goes_on(None):
+            waker.clear()
+            _wait_any(None, waker, left)
 
     def _look_again_and_again(self, watch: Watch, waker: Waker) -> None:
         in_vain, alone_since = 0, None
@@ -111,6 +153,7 @@ class Waiters:
             if self._waiting:
                 self._storage.barrier()
                 in_vain, alone_since = 0 if self._tell() else in_vain + 1, None
+                self._failures = 0
             elif alone_since is None:
                 alone_since = SystemClock.monotonic()
             if in_vain > PATIENCE:
@@ -131,7 +174,7 @@ class Waiters:
         """Ask once for all; True if somebody was called back."""
         with self._lock:
             asked = list(self._waiting)
-        done = self._storage.finished(asked)
+        done = self._ask(asked)
         with self._lock:
             told = {seq: self._waiting.pop(seq) for seq in done if seq in self._waiting}
         _call(told)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from benchmarks.harness import Durability
-from benchmarks.tasks import open_queue
+from benchmarks.tasks import open_queue, register_coroutines
 
 app = open_queue(Path(os.environ["BENCHMARK_FILE"]), cast(Durability, os.environ["BENCHMARK_DURABILITY"])).app
+register_coroutines(app)

@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from benchmarks.harness import Bench, Figure
-from benchmarks.scenarios import contention, depth, drain, enqueue, idle, importing, latency, map_calls, peers
+from benchmarks.scenarios import (
+    contention,
+    coroutines,
+    depth,
+    drain,
+    enqueue,
+    idle,
+    importing,
+    latency,
+    map_calls,
+    peers,
+    recovery,
+    schedules,
+)
 
 
 class Scenario(NamedTuple):
@@ -25,10 +38,13 @@ SCENARIOS = {
     "enqueue": Scenario("one call a job, one process", enqueue.run),
     "map": Scenario(f"{map_calls.CALLS:,} jobs a call", map_calls.run),
     "drain": Scenario("no-op jobs, results stored", drain.run),
+    "coroutines": Scenario("no-op async def jobs, and hundreds that wait at once", coroutines.run),
     "latency": Scenario(f"an idle consumer, a job every {latency.EVERY * 1e3:.0f} ms", latency.run),
     "idle": Scenario(f"a consumer with {idle.WORKERS} workers and nothing to do", idle.run),
     "depth": Scenario("a round of claim and finish, by how much waits", depth.run),
     "contention": Scenario(f"{contention.PRODUCERS} producers and a consumer, all saturating", contention.run),
+    "recovery": Scenario("from kill -9 to the second run of what was running", recovery.run),
+    "schedules": Scenario("each slot once and on time, under kills, and 10,000 schedules", schedules.run),
     "import": Scenario("the import statement, in fresh processes", importing.run),
     "peers": Scenario("other queues on this machine, as they come", peers.run),
 }

@@ -63,7 +63,7 @@ def _figures(prefix: str, rounds: list[Round]) -> Iterator[Figure]:
 def _round(durability: Durability, kind: str, seconds: int, directory: Path) -> Round:
     path = directory / "queue.db"
     if kind == "liteq":
-        app, add, _ = open_queue(path, durability)
+        app, add, *_ = open_queue(path, durability)
         add(1, 2)
         app.close()
     else:

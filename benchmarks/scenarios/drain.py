@@ -44,7 +44,7 @@ def run(bench: Bench) -> Iterator[Figure]:
 def fill(directory: Path, number: int) -> Path:
     """A directory with a queue of so many waiting jobs in it, to be copied."""
     directory.mkdir()
-    app, add, _ = open_queue(directory / "queue.db", "normal")
+    app, add, *_ = open_queue(directory / "queue.db", "normal")
     for start in range(0, number, 10_000):
         add.map([(one, 2) for one in range(start, min(number, start + 10_000))])
     app.close()

@@ -27,7 +27,7 @@ def run(bench: Bench) -> Iterator[Figure]:
 
 def liteq(durability: Durability, calls: int, directory: Path) -> float:
     """One contestant: calls a second."""
-    app, add, _ = open_queue(directory / "queue.db", durability)
+    app, add, *_ = open_queue(directory / "queue.db", durability)
     add(1, 2)
     began = time.perf_counter()
     for _ in range(calls):

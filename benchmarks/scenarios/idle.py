@@ -1,4 +1,5 @@
-"""What a consumer costs that has nothing to do: CPU time of it and all its worker processes, as a share of one core.
+"""What a consumer costs that has nothing to do: CPU time of it and all its worker processes, as a share of one core,
+and the memory of them all, each page that several share counted once (the sum of their PSS; Linux only).
 
 It has run something before, so that everything is loaded, and then is left alone.
 """
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.harness import PERCENT, Bench, Figure, Skipped
+from benchmarks.harness import MEBIBYTES, PERCENT, Bench, Figure, Skipped
 from benchmarks.processes import consumer
 from benchmarks.tasks import open_queue
 
@@ -26,10 +27,13 @@ def run(bench: Bench) -> Iterator[Figure]:
     seconds = bench.size(30, 1)
     for kind in ("thread", "process"):
         bench.say(f"watching {WORKERS} idle {kind} workers for {seconds} s")
-        yield Figure(kind, PERCENT, (100 * _share(bench, kind, seconds),))
+        share, memory = _share_and_memory(bench, kind, seconds)
+        yield Figure(kind, PERCENT, (100 * share,))
+        if memory is not None:
+            yield Figure(f"{kind}/memory", MEBIBYTES, (memory,))
 
 
-def _share(bench: Bench, kind: str, seconds: float) -> float:
+def _share_and_memory(bench: Bench, kind: str, seconds: float) -> tuple[float, float | None]:
     with bench.scratch() as directory:
         queue = open_queue(directory / "queue.db", "full")
         with consumer(directory / "queue.db", "full", kind, WORKERS) as process:
@@ -40,7 +44,8 @@ def _share(bench: Bench, kind: str, seconds: float) -> float:
             before, began = cpu_time(process.pid), time.perf_counter()
             time.sleep(seconds)
             used, took = cpu_time(process.pid) - before, time.perf_counter() - began
-    return used / took
+            memory = _memory(process.pid)
+    return used / took, memory
 
 
 def cpu_time(pid: int) -> float:
@@ -58,6 +63,17 @@ def cpu_time(pid: int) -> float:
     root = psutil.Process(pid)
     times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
     return float(sum(one.user + one.system for one in times))
+
+
+def _memory(pid: int) -> float | None:
+    """Mebibytes that a process and all below it keep from others; ``None`` where the system does not tell."""
+    if not (_PROC / str(pid) / "smaps_rollup").exists():
+        return None
+    kibibytes = 0
+    for one in _family(pid):
+        lines = (_PROC / str(one) / "smaps_rollup").read_text().splitlines()
+        kibibytes += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kibibytes / 1024
 
 
 def _scheduled(pid: int) -> float:

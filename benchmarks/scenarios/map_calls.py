@@ -29,7 +29,7 @@ def run(bench: Bench) -> Iterator[Figure]:
 
 
 def _liteq(durability: Durability, number: int, directory: Path) -> float:
-    app, add, _ = open_queue(directory / "queue.db", durability)
+    app, add, *_ = open_queue(directory / "queue.db", durability)
     add(1, 2)
     calls = [(one, 2) for one in range(number)]
     rate = number / _typical(lambda: add.map(calls))

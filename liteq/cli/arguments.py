@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable
@@ -43,6 +44,21 @@ def whole_number(least: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def argument(text: str) -> tuple[str, object]:
+    """The name and the value of a call's argument: ``user_id=7``; what is not JSON is text.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no name, or no ``=``.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"takes NAME=VALUE, such as user_id=7, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def names(text: str) -> tuple[str, ...]:

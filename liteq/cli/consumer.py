@@ -19,11 +19,15 @@ from liteq import ConfigurationError, StorageError, __version__
 from liteq.cli.arguments import duration, names, whole_number
 from liteq.cli.endings import DONE, FAILED, MISUSED, Refused, complain, refusal
 from liteq.cli.environment import Settings
+from liteq.cli.loading import Broken, import_app
 from liteq.cli.output import prepare_streams
+from liteq.cli.patching import prepare_for
 from liteq.cli.pidfile import pidfile
+from liteq.cli.reloading import Program, Restarter
 from liteq.cli.stopping import StopAsked, Stopper, leave
 
 if TYPE_CHECKING:
+    from liteq.cli.sources import Sources
     from liteq.consumer import LogFormat
 
 _PROGRAM = "liteq_consumer"
@@ -34,6 +38,9 @@ Each option may also be set by the environment variable in brackets; a flag beat
 signals:
   TERM, INT   stop: no further job is started, running ones may finish within --shutdown-timeout, the rest goes back
               to the queue and costs no attempt; a second signal stops at once
+  HUP         restart with fresh code, under the same process id, once running jobs have ended as above; if the new code
+              cannot be imported the old one goes on
+  USR1        write the Python stacks of running jobs to the log
 
 exit codes:
   0           stopped by a signal, or --burst has nothing left to do
@@ -43,6 +50,7 @@ exit codes:
 examples:
   liteq_consumer shop.app -w 4 -k process           four jobs at a time, each in a process of its own
   liteq_consumer shop.app -w 16 -q urgent,default   sixteen threads, the queue urgent first
+  liteq_consumer shop.app -w 500 -k asyncio         five hundred at a time, for async def tasks
   liteq_consumer shop.app --burst                   run what is due, then exit: for cron
   LITEQ_JSON_LOGS=1 liteq_consumer shop.app         logs for machines
 """
@@ -60,25 +68,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; ``None``: the program's own, and then this is the program, which ends for certain
             (`stopping.leave`). Called with arguments by another program, it leaves that one's end to it.
     """
+    program = Program()
     prepare_streams()
     arguments = understood(argv)
+    if program.only_imports:
+        code = _only_import(arguments)
+        leave(code)
+        return code
     stopper = Stopper()
-    stopper.install()
-    try:
-        _consume(arguments, stopper)
-        code = DONE
-    except StopAsked:
-        code = DONE
-    except Refused as refused:
-        complain(_PROGRAM, str(refused))
-        code = refused.code
-    except Exception:
-        logging.getLogger("liteq").exception("the consumer failed")
-        code = FAILED
+    restarter = Restarter(program, stopper, _sources(arguments, program))
+    code = _outcome(arguments, stopper, restarter, is_the_program=argv is None)
+    if code == DONE and stopper.restarting:
+        restarter.restart()
     if argv is None:
         stopper.leave(code)
         leave(code)
     return code
+
+
+def _outcome(arguments: argparse.Namespace, stopper: Stopper, restarter: Restarter, *, is_the_program: bool) -> int:
+    """Run the consumer; the exit code."""
+    try:
+        stopper.install()
+        restarter.begin(hears_hangups=is_the_program)
+        try:
+            _consume(arguments, stopper, restarter)
+        except Refused as refused:
+            complain(_PROGRAM, str(refused))
+            if not restarter.outlives(is_broken=isinstance(refused, Broken)):
+                return refused.code
+            _wait_for_change(arguments, stopper, restarter)
+        except Exception:
+            logging.getLogger("liteq").exception("the consumer failed")
+            if not restarter.outlives(is_broken=True):
+                return FAILED
+            _wait_for_change(arguments, stopper, restarter)
+    except StopAsked:
+        return DONE
+    return DONE
+
+
+def _sources(arguments: argparse.Namespace, program: Program) -> Sources | None:
+    if not arguments.reload:
+        return None
+    from liteq.cli.sources import Sources
+
+    return Sources(arguments.app, program.directories)
+
+
+def _wait_for_change(arguments: argparse.Namespace, stopper: Stopper, restarter: Restarter) -> None:
+    with pidfile(arguments.pidfile, stays=stopper.goes_on):
+        restarter.wait_for_change()
+
+
+def _only_import(arguments: argparse.Namespace) -> int:
+    """Find out whether the app can be imported, for the program that is to be replaced."""
+    try:
+        prepare_for(arguments.worker_type)
+        import_app(arguments.app, verbose=True)
+    except Refused as refused:
+        complain(_PROGRAM, str(refused))
+        return refused.code
+    return DONE
 
 
 # ── the command line ─────────────────────────────────────────────────────────────────────────────────────
@@ -107,9 +158,10 @@ def _declare_work(group: argparse._ArgumentGroup, settings: Settings) -> None:
     add(
         "-k",
         "--worker-type",
-        choices=("thread", "process"),
+        choices=("thread", "process", "greenlet", "asyncio"),
         default="thread",
-        help="run each in a thread (default; for jobs that wait) or in a process (for jobs that compute, or may crash)",
+        help="run each in a thread (default; for jobs that wait) or in a process (for jobs that compute, or crash); "
+        "hundreds at once on greenlets (needs gevent), or, for async def tasks, on one asyncio loop",
     )
     add(
         "-q", "--queues", metavar="A,B", type=names, help="only these queues, in this order of preference (default all)"
@@ -117,7 +169,7 @@ def _declare_work(group: argparse._ArgumentGroup, settings: Settings) -> None:
     add(
         "-n",
         "--no-periodic",
-        help="leave to other consumers what one does for all: ending expired jobs, deleting old ones",
+        help="fire no schedules; everything else is done as ever",
     )
     add(
         "-M",
@@ -125,6 +177,12 @@ def _declare_work(group: argparse._ArgumentGroup, settings: Settings) -> None:
         metavar="N",
         type=whole_number(1),
         help="replace a worker by a fresh one after so many jobs",
+    )
+    add(
+        "--max-memory",
+        metavar="MB",
+        type=whole_number(1),
+        help="replace a worker process by a fresh one if it has more megabytes of memory after a job",
     )
     add(
         "--start-method",
@@ -136,6 +194,7 @@ def _declare_work(group: argparse._ArgumentGroup, settings: Settings) -> None:
 def _declare_life(group: argparse._ArgumentGroup, settings: Settings) -> None:
     add = partial(settings.add, group)
     add("--burst", help="run what is due, until nothing is left, then exit")
+    add("--reload", help="for development: restart whenever a source file of the app changes")
     add(
         "--shutdown-timeout",
         metavar="TIME",
@@ -178,24 +237,26 @@ def understood(argv: Sequence[str] | None) -> argparse.Namespace:
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _consume(arguments: argparse.Namespace, stopper: Stopper) -> None:
+def _consume(arguments: argparse.Namespace, stopper: Stopper, restarter: Restarter) -> None:
     """Import the app and run its consumer until it is stopped.
 
     Raises:
         Refused: something about it cannot be used; no job was touched. StopAsked: a signal came before the consumer.
     """
-    from liteq.cli.loading import import_app
-    from liteq.consumer import LogSetup
+    from liteq.consumer import LogSetup, collect_less_often
 
+    prepare_for(arguments.worker_type)
     where = None if arguments.logfile is None else str(Path(arguments.logfile).absolute())
     log = LogSetup(_level(arguments), _format(arguments), where)
     try:
         log.apply()
     except OSError as error:
         raise Refused(f"cannot write the log file {where}: {error.strerror or error}") from None
-    app = import_app(arguments.app, verbose=bool(arguments.verbose))
+    app = import_app(arguments.app, verbose=bool(arguments.verbose or arguments.reload))
+    restarter.imported()
     try:
-        with pidfile(arguments.pidfile), _main_kept_from_workers():
+        collect_less_often()
+        with pidfile(arguments.pidfile, stays=stopper.goes_on), _main_kept_from_workers():
             consumer = app.create_consumer(log=log, **_options(arguments))
             stopper.guard(consumer)
             consumer.run()
@@ -214,6 +275,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "periodic": not arguments.no_periodic,
         "shutdown_timeout": arguments.shutdown_timeout,
         "max_tasks": arguments.max_tasks,
+        "max_memory": arguments.max_memory,
         "burst": bool(arguments.burst),
         "start_method": arguments.start_method,
         "app_path": arguments.app,  # not where the app was made: this module may be the one that adds the tasks to it

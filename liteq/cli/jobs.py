@@ -80,6 +80,9 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "message": attempt.message or None,
         "traceback": attempt.traceback or None,
         "details": attempt.details or None,
+        "peak_rss": attempt.peak_rss,
+        "cpu_time": attempt.cpu_time,
+        "log": attempt.log or None,
     }
 
 

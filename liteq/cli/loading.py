@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
     from liteq import LiteQ
 
+
+class Broken(Refused):
+    """The user's module cannot be imported."""
+
+
 _OWN = str(Path(__file__).parents[1])
 
 
@@ -27,7 +32,7 @@ def import_app(path: str, *, verbose: bool = False) -> LiteQ:
         verbose: show the traceback of an error in the user's module.
 
     Raises:
-        Refused: there is no such app, or importing its module raised.
+        Refused: there is no such app. Broken: importing its module raised.
     """
     from liteq.consumer import load_app
 
@@ -39,7 +44,7 @@ def import_app(path: str, *, verbose: bool = False) -> LiteQ:
             raise Refused(str(error), MISUSED) from None
         if verbose:
             traceback.print_exception(error)
-        raise Refused(f"cannot import {path}: {_what(error)} ({place}); -v shows the traceback", MISUSED) from None
+        raise Broken(f"cannot import {path}: {_what(error)} ({place}); -v shows the traceback", MISUSED) from None
 
 
 def _what(error: BaseException) -> str:

@@ -8,7 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from liteq import LiteQError, __version__
-from liteq.cli.commands import Commands, change, demo, health, info, look, queues
+from liteq.cli.commands import (
+    Commands,
+    change,
+    demo,
+    health,
+    info,
+    install,
+    locks,
+    look,
+    queues,
+    schedules,
+    stack,
+    torture,
+)
 from liteq.cli.endings import FAILED, INTERRUPTED, PIPE_CLOSED, Refused, complain, refusal
 from liteq.cli.output import Output, prepare_streams
 from liteq.cli.target import opened
@@ -44,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"liteq {__version__}", help="show the version and exit"
     )
     commands = Commands(program.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    for room in (info, look, change, queues, health, demo):
+    for room in (info, look, stack, change, queues, locks, health, demo, torture, schedules, install):
         room.declare(commands)
     return program
 
@@ -58,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         try:
-            return _obey(parser().parse_args(argv))
+            return _obey(parser().parse_args(schedules.either_order(sys.argv[1:] if argv is None else argv)))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

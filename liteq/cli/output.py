@@ -21,6 +21,7 @@ PAINT = {
     "dead": "red",
     "FAIL": "red",
     "paused": "yellow",
+    "orphaned": "yellow",
     "blocked": "yellow",
     "expired": "yellow",
     "revoked": "yellow",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -15,8 +15,9 @@ from liteq.cli.endings import Refused
 
 
 @contextmanager
-def pidfile(path: str | None) -> Iterator[None]:
-    """Keep our process id in a file for the length of the block; ``None``: in none.
+def pidfile(path: str | None, stays: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Keep our process id in a file for the length of the block; ``None``: in none. The file ``stays`` where the
+    process goes on after the block.
 
     It guards against starting the same thing twice by mistake, no more: two consumers of one queue do each other no
     harm. So it need not be proof against two that start in the same microsecond over a dead one's file.
@@ -35,7 +36,8 @@ def pidfile(path: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.getpid() == pid and _content(file) == str(pid):  # neither a fork of ours, nor another's file by now
+        is_ours = os.getpid() == pid and _content(file) == str(pid)  # we are no fork, and it is not another's by now
+        if is_ours and not stays():
             file.unlink(missing_ok=True)
 
 

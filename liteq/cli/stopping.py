@@ -26,14 +26,18 @@ class StopAsked(BaseException):
 
 
 class Stopper:
-    """What TERM and INT do, and on Windows Ctrl-Break: the first stops the consumer, the second stops it at once.
+    """What TERM and INT do, and on Windows Ctrl-Break: the first stops the consumer, the second stops it at once. USR1
+    has the stacks of running jobs logged.
 
     Handlers are installed even where the default would do, because it would not for process 1 of a container: the
     kernel drops signals to it that it has no handler for.
     """
 
     def __init__(self) -> None:
+        #: Whether the program is to end.
         self.asked = False
+        #: Whether it is to end in order to begin anew.
+        self.restarting = False
         self._consumer: Consumer | None = None
         self._leaving: int | None = None
 
@@ -42,24 +46,56 @@ class Stopper:
         for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self)
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, self._on_stack_signal)
 
     def guard(self, consumer: Consumer) -> None:
         """There is a consumer now."""
         self._consumer = consumer
-        if self.asked:  # and something in the app's module has swallowed StopAsked
+        if self.asked or self.restarting:  # and something in the app's module has swallowed StopAsked
             raise StopAsked
+
+    def goes_on(self) -> bool:
+        """Whether the process stays, as a program that begins anew."""
+        return self.restarting and not self.asked
+
+    def stop(self) -> None:
+        """As the first signal; from any thread but the main one."""
+        self.asked = True
+        if self._consumer is not None:
+            self._consumer.stop(wait=False)
+
+    def restart(self, grace: float | None = None) -> None:
+        """Stop in order to begin anew; from any thread but the main one.
+
+        Args:
+            grace: seconds after which running jobs are interrupted; ``None``: those that a stop gives them.
+        """
+        self.restarting = True
+        consumer = self._consumer
+        if consumer is None:
+            return
+        consumer.stop(wait=False)
+        if grace is not None:
+            threading.Event().wait(grace)
+            consumer.stop(at_once=True, wait=False)
 
     def leave(self, code: int) -> None:
         """The consumer has stopped: another signal ends the program with ``code``."""
         self._leaving = code
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        is_first, self.asked = not self.asked, True
         if self._leaving is not None:
             end_now(self._leaving)
         if self._consumer is None:
             raise StopAsked
-        self._consumer.on_signal(number, frame)
+        if not (is_first and self.restarting):  # else it is stopping already, and now for good
+            self._consumer.on_signal(number, frame)
+
+    def _on_stack_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._consumer is not None:
+            self._consumer.on_stack_signal(number, frame)
 
 
 def leave(code: int) -> None:
@@ -89,8 +125,13 @@ def _leave_behind(code: int) -> None:
 
 def end_now(code: int) -> None:
     """End the process without waiting for anything; what was written goes out."""
+    flush()
+    os._exit(code)
+
+
+def flush() -> None:
+    """Let what was written go out."""
     for stream in (sys.stdout, sys.stderr, *(getattr(one, "stream", None) for one in logging.getLogger().handlers)):
         with suppress(OSError, ValueError, RuntimeError):  # gone, closed, or being flushed where the signal came
             if stream is not None:
                 stream.flush()
-    os._exit(code)

@@ -5,8 +5,9 @@ Everything here knows the engine, and nothing here knows `LiteQ`.
 """
 
 from liteq.consumer.consumer import Consumer
+from liteq.consumer.garbage import collect_less_often
 from liteq.consumer.loading import AppNotFound, load_app
 from liteq.consumer.log_setup import LogFormat, LogSetup
 from liteq.consumer.options import ConsumerOptions
 
-__all__ = ["AppNotFound", "Consumer", "ConsumerOptions", "LogFormat", "LogSetup", "load_app"]
+__all__ = ["AppNotFound", "Consumer", "ConsumerOptions", "LogFormat", "LogSetup", "collect_less_often", "load_app"]

@@ -24,7 +24,7 @@ class Announcer:
         """Have the receivers of ``name`` called soon."""
         if not self._signals.heard(name):
             return
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():  # a fork has none of its parent's threads
             self._thread = threading.Thread(target=self._work, name="liteq-signals", daemon=True)
             self._thread.start()
         self._queue.put((name, job, error))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Otherwise a CPU-bound thread keeps the interpreter, and with it the storage's write lock, for up to 100 ms (16 with
 #: it).
 SWITCH_INTERVAL = 0.001
+#: In bytes; of ``max_memory``.
+MEGABYTE = 2**20
 #: Seconds between two looks of the upkeep thread while there is something to keep up.
 UPKEEP_EVERY = 0.05
 
@@ -85,7 +87,7 @@ class Consumer:
         self._dispatcher = Dispatcher(
             engine,
             pool,
-            Scheduler(engine, shared=options.periodic),
+            Scheduler(engine, periodic=options.periodic, burst=options.burst),
             self._waker,
             owner=self._owner,
             queues=options.queues,
@@ -108,12 +110,22 @@ class Consumer:
             "worker_type": options.worker_type,
             "queues": None if options.queues is None else list(options.queues),
             "started": self.engine.clock.now(),
+            "periodic": options.periodic,
+            "schedules": sorted(self.engine.declared.entries) if options.periodic else [],
         }
 
     def _slot(self) -> int | None:
         """The consumer's slot file, with room to record what each worker begins (and those that replace them)."""
         slot = self.engine.storage.lock_fd(self._owner or 0)
-        if slot is not None:
+        if slot is not None and self.options.worker_type == "process":
+            from liteq.consumer.pools.process import numbers
+
+            begun.prepare(slot, numbers(self.options.workers), boxes=True)
+        elif slot is not None and self.options.worker_type == "greenlet":
+            from liteq.consumer.pools import greenlet
+
+            begun.prepare(slot, greenlet.numbers(self.options.workers))
+        elif slot is not None:
             begun.prepare(slot, 2 * self.options.workers + 1)
         return slot
 
@@ -123,6 +135,10 @@ class Consumer:
             from liteq.consumer.pools.thread import ThreadPool
 
             return ThreadPool(runtime, options.workers, self._waker.wake, liveness=slot, max_tasks=options.max_tasks)
+        if options.worker_type in ("asyncio", "greenlet"):
+            from liteq.consumer.pools.mixed import mixed_pool
+
+            return mixed_pool(runtime, options, self._waker.wake, liveness=slot, log=self._log)
         from liteq.consumer.pools.process import ProcessPool
 
         return ProcessPool(
@@ -133,6 +149,7 @@ class Consumer:
             liveness=slot,
             log=self._log,
             max_tasks=options.max_tasks,
+            max_memory=options.max_memory and options.max_memory * MEGABYTE,
         )
 
     def _run_dispatcher(self) -> None:
@@ -155,14 +172,20 @@ class Consumer:
         self._hooks("on_shutdown")
 
     def _hooks(self, kind: str) -> None:
-        """Threads share this process, so its hooks run here; worker processes run their own."""
-        if self.options.worker_type != "thread":
+        """Threads and coroutines share this process, so its hooks run here; worker processes run their own."""
+        if not self._runs_jobs_here:
             return
         for hook in getattr(self.engine.runtime, kind):
             try:
                 hook()
             except Exception as error:  # noqa: BLE001 - the other hooks, and the jobs, still run
                 logs.logger.error("%s hook %r failed", kind, hook, exc_info=error)
+
+    @property
+    def _runs_jobs_here(self) -> bool:
+        if self.options.worker_type == "greenlet":  # the greenlets are in a process of their own, coroutines are not
+            return any(definition.is_async for definition in self.engine.runtime.tasks.values())
+        return self.options.worker_type in ("thread", "asyncio")
 
     def _end(self) -> None:
         self._over.set()
@@ -231,3 +254,8 @@ class Consumer:
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         """A handler for TERM and INT: the first stops, the second stops at once."""
         self.stop(at_once=self._stop_asked, wait=False)
+
+    def on_stack_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """A handler for USR1: the stacks of all running jobs are written to the log."""
+        if self._dispatcher is not None:
+            self._dispatcher.log_stacks()

@@ -21,16 +21,19 @@ from liteq import logs
 from liteq.consumer.pools.base import Pool
 from liteq.consumer.prefetch import GIVE_BACK_AFTER, Prefetch
 from liteq.consumer.scheduler import Scheduler
+from liteq.consumer.stacks import Stacks
 from liteq.engine import Ended, Engine, Refused
 from liteq.errors import StorageBusy, StorageError
 from liteq.job import Ending, Job, Outcome, Progress
-from liteq.storage.base import ClaimRequest
+from liteq.storage.base import ClaimRequest, Unregistered
 from liteq.storage.watch import Change, Waker, Watch
 
 #: The longest sleep in seconds: a jump of the wall clock, or a missed wake-up, is noticed after this at the latest.
 LONGEST_WAIT = 10.0
 #: While every worker is busy, how often to look whether a running job was revoked.
 LOOK_EVERY = 0.25
+#: Of very many jobs that ended together, the run times of about so many are looked at.
+SAMPLE = 64
 #: Seconds between two tries while the storage fails: doubled from the first to the last.
 FIRST_RETRY, LAST_RETRY = 0.05, 2.0
 
@@ -91,7 +94,10 @@ class Dispatcher:
         # When the pool, and the scheduler, want to be called again.
         self._supervised: float | None = None
         self._duty_at = 0.0
+        self._dismissal: Unregistered | None = None
         self._wrote = threading.Event()
+        self._stacks = Stacks(engine, pool, owner)
+        self._stacks_asked = False
 
     @property
     def wrote(self) -> threading.Event:
@@ -108,9 +114,18 @@ class Dispatcher:
         self._stop_asked = True
         self._waker.wake()
 
+    def log_stacks(self) -> None:
+        """Write the stacks of all running jobs to the log; from any thread or a signal handler."""
+        self._stacks_asked = True
+        self._waker.wake()
+
     def run(self) -> None:
         """Run until told to stop, or, in a burst, until nothing is left to do. Running jobs have then ended or were
-        given back, and the pool is stopped."""
+        given back, and the pool is stopped.
+
+        Raises:
+            Unregistered: it had to end because its registration is gone.
+        """
         with DefaultSelector() as selector, self._engine.storage.watch() as watch:
             selector.register(self._waker, EVENT_READ)
             if watch.fileno() is not None:
@@ -121,6 +136,9 @@ class Dispatcher:
                 self._loop(watch, selector)
             finally:
                 self._pool.stop()
+                self._stacks.close()
+        if self._dismissal is not None:
+            raise self._dismissal
 
     def _loop(self, watch: Watch, selector: BaseSelector) -> None:
         while True:
@@ -138,6 +156,7 @@ class Dispatcher:
     def _note(self, change: Change) -> None:
         if change & Change.DATA:
             self._look = True
+            self._scheduler.data_changed()
         if change & Change.SLOTS:
             self._scheduler.somebody_died()
 
@@ -148,12 +167,16 @@ class Dispatcher:
         ended = self._pool.collect()
         if ended:
             self._last_end = now
-            self._prefetch.observe([outcome.finished - outcome.started for _, outcome in ended])
+            few = ended[:: 1 + len(ended) // SAMPLE]
+            self._prefetch.observe([outcome.finished - outcome.started for _, outcome in few])
             self._ended += ended
         self._progress |= self._pool.progress()
         self._take_back(now)
         if self._stop_asked:
             self._hurry(now)
+        if self._stacks_asked:
+            self._stacks_asked = False
+            self._stacks.log_all()
         if self._retry_at is None or now >= self._retry_at:
             self._with_storage(now)
         # Last, because whatever was started or interrupted above has a deadline now.
@@ -164,12 +187,22 @@ class Dispatcher:
             self._round(now)
             self._duty_at = now + LONGEST_WAIT if self._stop_asked else self._scheduler.run(now)
             self._look = self._look or self._scheduler.made_ready
+        except Unregistered as error:
+            self._dismissed(error)
         except StorageError as error:
             self._failed(error, now)
         else:
             if self._retry_at is not None:
                 logs.say(logs.WARNING, "the storage works again")
             self._retry_at, self._retry_wait = None, FIRST_RETRY
+
+    def _dismissed(self, error: Unregistered) -> None:
+        """The file was replaced, or somebody took us for dead: end, so that whoever runs us starts us anew."""
+        if self._dismissal is None:
+            message = "this consumer's registration is gone; it stops, and has to be started again"
+            logs.say(logs.ERROR, message, error=error)
+            self._dismissal = error
+        self.stop()
 
     def _failed(self, error: StorageError, now: float) -> None:
         if self._retry_at is None:
@@ -187,7 +220,8 @@ class Dispatcher:
         revocations = self._look and wanted == 0 and now - self._last_look >= LOOK_EVERY
         if not (self._has_to_write() or claims or revocations):
             return
-        request = ClaimRequest(self._owner, wanted, self._queues) if wanted > 0 else None
+        asks = wanted > 0 or self._progress  # whose progress it is, the request tells
+        request = ClaimRequest(self._owner, wanted, self._queues) if asks else None
         done = self._engine.round(
             self._ended,
             request,
@@ -200,6 +234,8 @@ class Dispatcher:
         self._last_look = now
         self._next_due = done.next_due
         self._tell(done.cancelled)
+        if done.marks:
+            self._stacks.answer(done.marks)
         if wanted == 0:
             self._look = True  # what was settled or given back may be ready now, and this round did not ask
         else:

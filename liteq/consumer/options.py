@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ from liteq.definition import check_integer, check_name
 from liteq.errors import ConfigurationError
 from liteq.instants import positive_seconds
 
-WorkerType = Literal["thread", "process"]
+WorkerType = Literal["thread", "process", "greenlet", "asyncio"]
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
@@ -20,11 +21,12 @@ class ConsumerOptions:
 
     Args:
         workers: how many jobs run at a time.
-        worker_type: ``"thread"`` or ``"process"``.
+        worker_type: ``"thread"``, ``"process"``, ``"greenlet"`` (needs gevent) or ``"asyncio"``.
         queues: in this order of preference; ``None``: all.
-        periodic: look after what is not a job of one consumer alone: expiry, retention, jobs of dead consumers.
+        periodic: fire schedules.
         shutdown_timeout: seconds for which running jobs may go on after a stop.
         max_tasks: replace a worker after so many jobs; ``None``: never.
+        max_memory: replace a worker process that has more megabytes (of 2**20 bytes) after a job; ``None``: never.
         burst: run until nothing is due, then stop.
         start_method: of worker processes; ``None``: forkserver on Linux, spawn elsewhere.
         app_path: from where worker processes import the app, ``"module:name"``.
@@ -36,6 +38,7 @@ class ConsumerOptions:
     periodic: bool = True
     shutdown_timeout: float = 25.0
     max_tasks: int | None = None
+    max_memory: int | None = None
     burst: bool = False
     start_method: StartMethod | None = None
     app_path: str | None = None
@@ -43,12 +46,30 @@ class ConsumerOptions:
     def __post_init__(self) -> None:
         check_integer(self.workers, "workers", least=1)
         _one_of(self.worker_type, "worker_type", get_args(WorkerType))
+        if self.worker_type == "greenlet":
+            _check_gevent()
         if self.start_method is not None:
             _one_of(self.start_method, "start_method", get_args(StartMethod))
         if self.max_tasks is not None:
             check_integer(self.max_tasks, "max_tasks", least=1)
+        if self.max_memory is not None:
+            check_integer(self.max_memory, "max_memory", least=1)
+            if self.worker_type != "process":
+                raise ConfigurationError(
+                    f"max_memory is for process workers: those of kind {self.worker_type!r} share one process, which "
+                    "cannot be replaced under them; use worker_type='process', or leave it out"
+                )
         _set(self, "queues", None if self.queues is None else _queues(self.queues))
         _set(self, "shutdown_timeout", positive_seconds(self.shutdown_timeout, "shutdown_timeout"))
+
+
+def _check_gevent() -> None:
+    from importlib.util import find_spec
+
+    if sys.platform == "win32":
+        raise ConfigurationError("greenlet workers need a Unix system; asyncio workers run everywhere")
+    if find_spec("gevent") is None:
+        raise ConfigurationError("greenlet workers need gevent, which is not installed: pip install 'liteq[gevent]'")
 
 
 def _set(options: ConsumerOptions, name: str, value: Any) -> None:

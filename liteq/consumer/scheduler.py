@@ -1,4 +1,5 @@
-"""What consumers do besides running jobs: bring back the jobs of dead ones, end what has expired, delete what is old.
+"""What consumers do besides running jobs: fire schedules, bring back the jobs of dead consumers, end what has expired,
+delete what is old.
 
 Each duty has a rhythm and runs in the dispatcher's thread between two rounds, in small transactions. All of it may be
 done by any number of consumers at once: the storage's guards decide who was first.
@@ -9,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from liteq import logs
+from liteq import asking, deadlock, logs
+from liteq.consumer.firing import Firing
 from liteq.engine import AT_ONCE, Engine
 from liteq.job import JobState
+from liteq.schedules import let_follow
 
 #: Seconds between two looks. A death is also announced by the storage's watch, so this is for platforms without events.
 RECOVER_EVERY = 5.0
 EXPIRE_EVERY = 1.0
 EXPIRE_ALL_EVERY = 60.0
 UNPARK_EVERY = 5.0
+LET_IN_EVERY = 1.0
+#: While jobs are known to wait for another one of their schedule: how soon after a write to look, and at the latest.
+FOLLOW_SOON, FOLLOW_EVERY = 0.02, 1.0
 PURGE_EVERY = 60.0
 #: While there is more to delete, how long to wait between two batches: at most one part in ten of the time is spent.
 PURGE_AGAIN = 0.05
@@ -40,23 +46,43 @@ class Scheduler:
 
     Args:
         engine: the app's.
-        shared: also do what one consumer does for all: expiry and retention (``-n`` turns it off).
+        periodic: fire schedules (``-n`` turns it off).
+        burst: the consumer ends when nothing is due.
     """
 
-    def __init__(self, engine: Engine, *, shared: bool = True) -> None:
+    def __init__(self, engine: Engine, *, periodic: bool = True, burst: bool = False) -> None:
         self._engine = engine
+        self._firing = Firing(engine, burst=burst) if periodic else None
+        self._burst = burst
+        self._followed = float("-inf")
+        self._followers = False
         self._expired_until = float("-inf")
         self._expire_all_at = float("-inf")
         #: Whether the last `run` made jobs ready.
         self.made_ready = False
         self._recover = _Duty(self._recover_dead, RECOVER_EVERY)
-        self._duties = [self._recover, _Duty(self._unpark, UNPARK_EVERY)]
-        if shared:
-            self._duties += [_Duty(self._expire, EXPIRE_EVERY), _Duty(self._purge, PURGE_EVERY)]
+        self._follow = _Duty(self._let_follow, UNPARK_EVERY)
+        self._duties = [
+            self._recover,
+            self._follow,
+            _Duty(self._unpark, UNPARK_EVERY),
+            _Duty(self._let_in, LET_IN_EVERY),
+            _Duty(self._expire, EXPIRE_EVERY),
+            _Duty(self._purge, PURGE_EVERY),
+        ]
 
     def somebody_died(self) -> None:
         """Look for dead consumers at the next opportunity."""
         self._recover.due = 0.0
+        if self._firing is not None:
+            self._firing.somebody_died()
+
+    def data_changed(self) -> None:
+        """Something was written: another schedule, or the end of a job that others wait for."""
+        if self._firing is not None:
+            self._firing.data_changed()
+        if self._followers:
+            self._follow.due = min(self._follow.due, self._followed + FOLLOW_SOON)
 
     def run(self, now: float) -> float:
         """Do what is due.
@@ -68,11 +94,33 @@ class Scheduler:
             When something is due next, on the same clock.
         """
         self.made_ready = False
+        again_at = self._fire(now)
+        if self._burst and self._followers:
+            self._follow.due = now
         for duty in self._duties:
             if duty.due <= now:
                 again = duty.work()
                 duty.due = now + (duty.every if again is None else again)
-        return min(duty.due for duty in self._duties)
+        return min(again_at, *(duty.due for duty in self._duties))
+
+    def _fire(self, now: float) -> float:
+        """Fire schedules; returns when to go on."""
+        if self._firing is None:
+            return float("inf")
+        again_at = self._firing.run(now)
+        self.made_ready = self._firing.made_ready
+        if self._firing.made_followers:
+            self._followers, self._follow.due = True, min(self._follow.due, now + FOLLOW_SOON)
+        return float("inf") if again_at is None else again_at
+
+    def _let_follow(self) -> float | None:
+        begun = self._engine.clock.monotonic()
+        freed, waiting = let_follow(self._engine)
+        ended = self._engine.clock.monotonic()
+        self._followed = ended + 10 * (ended - begun)  # at most a tenth of the time, however many wait
+        self._followers = waiting > 0
+        self.made_ready = self.made_ready or freed > 0
+        return FOLLOW_EVERY if waiting else None
 
     def _recover_dead(self) -> None:
         recovered = self._engine.recover()
@@ -80,8 +128,13 @@ class Scheduler:
             self.made_ready = True
             logs.say(logs.WARNING, "recovered the jobs of a dead consumer", jobs=recovered)
 
+    def _let_in(self) -> None:
+        self.made_ready = self._engine.let_in() or self.made_ready
+
     def _unpark(self) -> float | None:
         self._engine.drop_stale_marks()
+        asking.drop_forgotten(self._engine)
+        deadlock.drop_stale(self._engine.storage)
         unparked = self._engine.unpark()
         self.made_ready = self.made_ready or unparked > 0
         return 0.0 if unparked >= AT_ONCE else None

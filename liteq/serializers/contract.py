@@ -106,7 +106,11 @@ def as_call(value: object) -> Call:
     """
     if isinstance(value, (list, tuple)) and len(value) == 2:
         args, kwargs = value
-        if isinstance(args, (list, tuple)) and type(kwargs) is dict and _TEXT.issuperset(map(type, kwargs)):
+        if (
+            isinstance(args, (list, tuple))
+            and type(kwargs) is dict
+            and (not kwargs or _TEXT.issuperset(map(type, kwargs)))
+        ):
             return args, kwargs
     raise SerializationError(
         f"these bytes hold a {type_name(type(value))} and not the arguments of a call, [[positional], {{keyword}}]: "

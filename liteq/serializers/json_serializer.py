@@ -31,6 +31,8 @@ _MARKER_BYTES = MARKER.encode()
 _TEXT = frozenset({str})
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _plain_decoder = json.JSONDecoder()
+#: The C scanner alone: ``scan(text, 0) -> value, end``. A third of the time that `decode` takes.
+_scan: Callable[[str, int], tuple[Any, int]] = _plain_decoder.scan_once  # type: ignore[attr-defined]
 
 
 def _is_plain(value: object, levels: int = PART_DEPTH) -> bool:
@@ -58,13 +60,15 @@ def _is_plain(value: object, levels: int = PART_DEPTH) -> bool:
     return True
 
 
-def _parse(text: str, decoder: json.JSONDecoder) -> object:
-    """Read one JSON text. ``raw_decode`` takes half the time of ``decode``, but minds white space at the ends."""
+def _read_plain(text: str) -> object:
+    """Read one JSON text without tags."""
     try:
-        value, end = decoder.raw_decode(text)
-    except json.JSONDecodeError:
-        return decoder.decode(text)
-    return value if end == len(text) else decoder.decode(text)
+        value, end = _scan(text, 0)
+        if end == len(text):
+            return value
+    except StopIteration:  # nothing begins there; white space may, or nothing at all
+        pass
+    return _plain_decoder.decode(text)
 
 
 class JSONSerializer(Serializer):
@@ -155,7 +159,7 @@ class JSONSerializer(Serializer):
         if value is None:
             return b"null"
         try:
-            if _is_plain(value):
+            if type(value) in _SCALARS or _is_plain(value):
                 text = to_json(value)
                 if MARKER not in text:
                     return text.encode()
@@ -167,10 +171,10 @@ class JSONSerializer(Serializer):
         try:
             text = data.decode()
             if _MARKER_BYTES not in data:
-                return _parse(text, _plain_decoder)
+                return _read_plain(text)
             if text.startswith(PARTS_START):
-                return _parse(text, json.JSONDecoder(object_hook=PartsReader(self._revive)))
-            return _parse(text, self._decoder)
+                return json.JSONDecoder(object_hook=PartsReader(self._revive)).decode(text)
+            return self._decoder.decode(text)
         except (ValueError, RecursionError) as error:
             if isinstance(error, SerializationError):
                 raise

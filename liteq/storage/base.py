@@ -8,39 +8,104 @@ becomes of a job is decided in `liteq.lifecycle` and arrives here as Transitions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
-from liteq.job import Job, JobFilter, JobState, Progress
-from liteq.lifecycle import Transition
+from liteq.errors import StorageError
+from liteq.gates import Needs
+from liteq.job import Death, Job, JobFilter, JobState, Progress
+from liteq.lifecycle import Success, Transition
 
 if TYPE_CHECKING:
+    from liteq.schedule import Schedule
+    from liteq.storage.gates import Gates
     from liteq.storage.watch import Watch
+
+
+class Added(list[Job]):
+    """What `Storage.add` answers with: for each job in order the stored one, or the one that had its id already.
+
+    Args:
+        jobs: these.
+        known: the positions of those that existed before; the same id twice in one call is one job, and its second
+            mention a known one.
+    """
+
+    __slots__ = ("known",)
+
+    def __init__(self, jobs: Iterable[Job] = (), known: Set[int] = frozenset()) -> None:
+        super().__init__(jobs)
+        self.known = known
+
+
+class Unregistered(StorageError):
+    """Nothing was claimed for an owner that is not registered (any more), because nobody would recover its jobs.
+
+    Args:
+        owner: its number.
+    """
+
+    def __init__(self, owner: int) -> None:
+        super().__init__(f"{owner} is not the number of a registered consumer (any more): nothing was claimed for it")
+        self.owner = owner
 
 
 class ClaimRequest(NamedTuple):
     """How much a consumer wants, and from where.
 
+    ``owner`` is a registered one, or `CALLER`.
+
     ``queues`` in order of preference: everything in the first comes before anything in the second. ``None``: all
-    queues together, by priority.
+    queues together, by priority. ``needs`` says, by task name, of which gates a job needs a slot: where
+    there is none it is not claimed but blocked, and ready again when one is free; see `liteq.storage.gates`.
     """
 
     owner: int
     wanted: int
     queues: tuple[str, ...] | None = None
+    needs: Needs = {}  # noqa: RUF012 - a named tuple's default, which nobody changes
+
+
+#: The owner of what immediate mode runs: the caller himself. Only a storage whose jobs end with the process takes it.
+CALLER = 0
 
 
 class Turn(NamedTuple):
     """What one turn did.
 
-    ``applied`` answers each transition in order. ``next_due`` is when the earliest scheduled job becomes due, ``None``
-    if none is scheduled. ``marks`` holds the marks under ``revoke:`` and ``cancel:``.
+    ``applied`` answers each transition in order; ``lost`` is the ``seq`` of each success that no longer held, and was
+    dropped. ``next_due`` is when the earliest scheduled job becomes due, ``None``
+    if none is scheduled. ``marks`` holds the marks under ``revoke:``, ``cancel:`` and ``stack:``.
     """
 
     applied: list[bool]
     jobs: list[Job]
     next_due: float | None
     marks: Mapping[str, str]
+    lost: Set[int] = frozenset()
+
+
+class Standing(NamedTuple):
+    """Where an unfinished job stands, without what is in it."""
+
+    seq: int
+    state: JobState
+    queue: str
+    due: float | None
+    claim: int
+    owner: int | None
+    reason: str | None
+
+
+class Fire(NamedTuple):
+    """Jobs of one schedule that are due.
+
+    ``schedule`` is as it stands afterwards, but with the ``version`` that it must still have. ``jobs`` are in the order
+    of their slots, state ``ready``, or ``blocked`` with a reason; each with an id that is its slot's alone, or ``""``.
+    """
+
+    schedule: Schedule
+    jobs: Sequence[Job]
 
 
 class Owner(NamedTuple):
@@ -56,9 +121,11 @@ class Storage(ABC):
 
     #: Where it is, for people: an absolute path, or ``":memory:"``.
     location: str
+    #: Who holds a slot of a lock or a limit, and who stands in line.
+    gates: Gates
 
     @abstractmethod
-    def add(self, jobs: Sequence[Job]) -> list[Job]:
+    def add(self, jobs: Sequence[Job]) -> Added:
         """Store new jobs.
 
         Args:
@@ -67,8 +134,8 @@ class Storage(ABC):
 
         Returns:
             For each, in order, the stored job: with its ``seq`` and ``id``, or, where its caller-chosen id exists
-            already, the existing job as it stands with its history (compare ``created`` or ``seq`` to tell). Jobs of
-            one call may share the random part of their generated ids.
+            already, the existing job as it stands with its history; `Added.known` tells which these are. Jobs of one
+            call may share the random part of their generated ids.
 
         Raises:
             StorageError: nothing was stored.
@@ -83,8 +150,9 @@ class Storage(ABC):
         request: ClaimRequest | None,
         now: float,
         progress: Mapping[int, Progress] | None = None,
+        successes: Sequence[Success] = (),
     ) -> Turn:
-        """Apply transitions, promote what is due, claim.
+        """Settle successes, apply transitions, promote what is due, claim.
 
         Args:
             transitions: applied in order; each guarded by (seq, source, claim).
@@ -92,7 +160,9 @@ class Storage(ABC):
             now: scheduled jobs due at or before it become ready, the longest due first; where very many are, a part of
                 them (the next turn goes on: ``next_due`` is then still in the past). Also the ``started`` of claimed
                 jobs.
-            progress: by ``seq``; kept while the job is running, dropped silently if it is not.
+            progress: by ``seq``; kept while the job is running (for ``request.owner``, if there is a request: what a
+                consumer that was taken over still says belongs to nobody), dropped silently if it is not.
+            successes: running jobs that succeeded; each guarded by (seq, claim).
 
         Returns:
             The answers and the claimed jobs (state ``running``, ``claim`` and ``attempt`` one higher, without history),
@@ -101,6 +171,7 @@ class Storage(ABC):
 
         Raises:
             StorageError: nothing happened; the same turn may be tried again.
+            Unregistered: nothing happened; ``request`` wants jobs for an owner that is not registered (any more).
 
         Atomic: one transaction. A claimed job belongs to exactly one owner.
         Called by: the dispatcher.
@@ -124,6 +195,11 @@ class Storage(ABC):
         result."""
 
     @abstractmethod
+    def standing(self, seqs: Iterable[int]) -> dict[int, Standing]:
+        """Where these jobs stand, and every running one, by ``seq``; those that have finished or are gone are left
+        out. One snapshot; reads no payload. Called by: whoever looks for jobs that wait for each other."""
+
+    @abstractmethod
     def counts(self) -> dict[JobState, int]:
         """How many jobs stand in each state (every state has a key)."""
 
@@ -132,8 +208,8 @@ class Storage(ABC):
         """How many jobs are ready in each queue that has any."""
 
     @abstractmethod
-    def reasons(self) -> dict[str, int]:
-        """How many jobs are blocked, by reason."""
+    def reasons(self, prefix: str = "") -> dict[str, int]:
+        """How many jobs are blocked, by reason; only reasons that begin with ``prefix``."""
 
     @abstractmethod
     def next_due(self) -> float | None:
@@ -160,6 +236,56 @@ class Storage(ABC):
             Whether it happened. Atomic over all processes.
         """
 
+    # ── schedules ────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def schedules(self, name: str | None = None) -> list[Schedule]:
+        """All schedules, or the one of this name, in order of their names. ``last_outcome`` tells where the last job
+        stands, or, where that was purged, how it ended."""
+
+    @abstractmethod
+    def put_schedule(self, schedule: Schedule) -> bool:
+        """Compare and set a schedule: store a new one (``version`` 0) if there is none of its name, or change the one
+        that has this ``version`` and ``created``. What is stored has a version that is one higher.
+
+        Returns:
+            Whether it happened. Atomic over all processes. A storage's watch tells the consumers.
+        """
+
+    @abstractmethod
+    def drop_schedule(self, name: str) -> bool:
+        """Delete a schedule; its jobs stay. Returns False if there was none."""
+
+    @abstractmethod
+    def due_schedules(
+        self, now: float, boot: str | None, limit: int, without: Set[str] = frozenset()
+    ) -> list[Schedule]:
+        """Schedules that are due, the longest due first, without ``last_outcome``.
+
+        Args:
+            now: due at or before it; the cost is that of the answer, however many schedules there are.
+            boot: also those that are to run at each boot and have not at this one.
+            limit: at most so many.
+            without: not these.
+        """
+
+    @abstractmethod
+    def next_schedule(self, without: Set[str] = frozenset()) -> float | None:
+        """When the next of all schedules but these is due; ``None`` if none is."""
+
+    @abstractmethod
+    def fire(self, fires: Sequence[Fire]) -> list[list[Job] | None]:
+        """Store what has become of due schedules and the jobs that came of it.
+
+        Returns:
+            For each its stored jobs, without those whose id existed before; ``None`` where the schedule has changed
+            meanwhile, or is gone: then nothing of this one was stored.
+
+        Atomic: one transaction, and each of ``fires`` is guarded as in `put_schedule`. The schedule's ``last_job`` and
+        ``last_id`` become those of its last new job.
+        Called by: consumers; of any number of them that fire the same slot, one does.
+        """
+
     @abstractmethod
     def register(self, info: Mapping[str, object]) -> int:
         """Become an owner, alive until `unregister` or the death of the process, whichever comes first.
@@ -179,9 +305,9 @@ class Storage(ABC):
         Called by: the process pool, so that a job that still runs in an orphaned worker is not given away.
         """
 
-    def begun(self, owner: int) -> frozenset[int] | None:
-        """The ``seq`` that each worker of a dead owner had begun last, as `liteq.storage.begun` recorded it; ``None``
-        where nothing was recorded, so that any of its jobs may have been begun.
+    def begun(self, owner: int) -> Mapping[int, Death] | None:
+        """The ``seq`` that each worker of a dead owner had begun last, as `liteq.storage.begun` recorded it, with what
+        the worker has left behind; ``None`` where nothing was recorded, so that any of its jobs may have been begun.
 
         Called by: recovery, which counts an attempt as crashed only where there was one.
         """
@@ -203,7 +329,9 @@ class Storage(ABC):
 
     @abstractmethod
     def forget(self, owner: int) -> bool:
-        """Drop a dead owner's registration. Returns False, and does nothing, while it has running jobs or lives."""
+        """Drop a dead owner's registration. Returns False, and does nothing, while it lives, has running jobs, or is at
+        a gate.
+        """
 
     @abstractmethod
     def watch(self) -> Watch:
@@ -218,6 +346,10 @@ class Storage(ABC):
         path.
         """
         return
+
+    def schema_version(self) -> int | None:
+        """Which version of its tables the storage has; ``None`` where there is no such thing."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

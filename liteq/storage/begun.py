@@ -1,4 +1,4 @@
-"""Which jobs a consumer's workers have begun, recorded where a kill -9 cannot take it back.
+"""What a consumer's workers have begun, and what they leave behind, recorded where a kill -9 cannot take it back.
 
 A consumer claims ahead, so at its death most of its jobs may not have been begun. Recovery must tell them apart: a job
 that was begun has cost an attempt (and may be what killed the consumer), the others go back as if nothing had been. So
@@ -8,6 +8,9 @@ holds anyway. The file is mapped, so that is a store into the page cache, which 
 100,000.)
 
 Nothing is erased when a job ends: it is not running any more then, and nobody asks.
+
+Behind those eight bytes each worker process has a black box in the same file: the last lines that its job has logged,
+and what it had used of the machine before the job. Whoever finds it dead, its consumer or another one, reads it there.
 """
 
 from __future__ import annotations
@@ -16,26 +19,51 @@ import mmap
 import os
 import struct
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-_MAGIC = b"liteq begun 1\n"
+from liteq.job import Death
+
+_MAGIC = b"liteq begun 2\n"
 #: Not at the start of the file: on Windows its first byte is what is locked.
 _START = 16
-_FIRST = 32
+_WORKERS = struct.Struct("<H")
+_FIRST = _START + len(_MAGIC) + _WORKERS.size
 _SEQ = struct.Struct("<q")
+
+#: What is kept of a log, in bytes and in lines.
+LOG_BYTES, LOG_LINES = 4096, 20
+#: Twice that, so that a line that is being written when the worker is killed spoils nothing that is read.
+_RING = 2 * LOG_BYTES
+#: Where in the log the present job begins, and where it ends; CPU seconds before the job; at the worker's end, where it
+#: came to say so: all its CPU seconds, and its peak memory in bytes. And the one job that it may still run; 0: any.
+_HEAD = struct.Struct("<QQddQq")
+_SINCE, _WRITTEN, _BEFORE, _AT_END, _ONLY = 0, 8, 16, 24, 40
+_POSITION, _SECONDS, _END = struct.Struct("<Q"), struct.Struct("<d"), struct.Struct("<dQ")
+_BOX = _HEAD.size + _RING
+#: No job has such a number.
+_NOTHING = -1
 
 #: Without pwrite (Windows) nothing is recorded, and recovery takes every job for begun.
 CAN_RECORD = hasattr(os, "pwrite")
 
 
-def prepare(descriptor: int, workers: int) -> None:
+def prepare(descriptor: int, workers: int, *, boxes: bool = False) -> None:
     """Make room for so many workers, so that recording never needs a new block of a disk that is full by then.
+
+    Args:
+        descriptor: of the slot file.
+        workers: how many.
+        boxes: with a black box for each.
 
     Raises:
         OSError: the disk is full already.
     """
     if CAN_RECORD:
-        os.pwrite(descriptor, _MAGIC.ljust(_FIRST - _START, b"\0") + bytes(_SEQ.size * workers), _START)
+        size = (_SEQ.size + _BOX if boxes else _SEQ.size) * workers
+        os.pwrite(descriptor, _MAGIC + _WORKERS.pack(workers) + bytes(size), _START)
 
 
 class Recorder:
@@ -52,6 +80,15 @@ class Recorder:
     def record(self, worker: int, seq: int) -> None:
         """Worker number ``worker`` begins job ``seq``."""
         _SEQ.pack_into(self._file, _FIRST + _SEQ.size * worker, seq)
+
+    def box(self, worker: int) -> BlackBox | None:
+        """The black box of this worker, emptied; ``None`` where none was prepared."""
+        at = _box_at(self._file[:_FIRST], worker)
+        return BlackBox(self._file, at) if at + _BOX <= len(self._file) else None
+
+    def of(self, worker: int) -> Callable[[int], None]:
+        """What worker number ``worker`` calls with the ``seq`` of each job that it begins."""
+        return partial(_SEQ.pack_into, self._file, _FIRST + _SEQ.size * worker)
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""
@@ -71,13 +108,129 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_in_the_child)
 
 
-def read(path: Path) -> frozenset[int] | None:
-    """What was recorded in a slot file; ``None`` where nothing can have been."""
+class BlackBox:
+    """What is left of a worker process that is killed: written by it, read by whoever finds it dead.
+
+    Args:
+        file: the slot file, mapped.
+        at: where in it the box is.
+    """
+
+    def __init__(self, file: mmap.mmap, at: int) -> None:
+        self._file = file
+        self._at = at
+        self._since = self._written = 0
+        _HEAD.pack_into(file, at, 0, 0, 0.0, 0.0, 0, 0)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process has let go of it: a job has forked it."""
+        return self._file.closed
+
+    def begin(self, before: float | None) -> None:
+        """A job begins: what was logged until now is not its own. Called before it is recorded as begun.
+
+        Args:
+            before: CPU seconds that the worker has used; ``None``: about what was said last.
+        """
+        if self._since != self._written:
+            self._since = self._written
+            _POSITION.pack_into(self._file, self._at + _SINCE, self._since)
+        if before is not None:
+            _SECONDS.pack_into(self._file, self._at + _BEFORE, before)
+
+    def write(self, text: bytes) -> None:
+        """Something was logged; of more than LOG_BYTES the end is kept."""
+        text = text[-LOG_BYTES:]
+        ring = self._at + _HEAD.size
+        place = self._written % _RING
+        room = min(_RING - place, len(text))
+        self._file[ring + place : ring + place + room] = text[:room]
+        self._file[ring : ring + len(text) - room] = text[room:]
+        self._written += len(text)  # only when it is there
+        _POSITION.pack_into(self._file, self._at + _WRITTEN, self._written)
+
+    def may_run(self, seq: int) -> bool:
+        """Whether this job, which is recorded as begun, was not taken back in the same moment (see `take_back`)."""
+        only = _SEQ.unpack_from(self._file, self._at + _ONLY)[0]
+        return only in (0, seq)
+
+    def reopen(self) -> None:
+        """Whatever comes next may be run again."""
+        _SEQ.pack_into(self._file, self._at + _ONLY, 0)
+
+    def end(self, used: float, peak: int) -> None:
+        """The worker ends by itself in the middle of a job; all its CPU seconds, and its peak memory in bytes."""
+        _END.pack_into(self._file, self._at + _AT_END, used, peak)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Remains(NamedTuple):
+    """What one worker has recorded: the ``seq`` that it began last, 0 if none; the CPU seconds it had used before; and
+    what else is known of its death."""
+
+    seq: int
+    before: float
+    death: Death
+
+
+def read(path: Path) -> dict[int, Death] | None:
+    """By ``seq``, what was begun, and what the worker has left behind; ``None`` where nothing can be recorded."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     if not data[_START:].startswith(_MAGIC):
         return None
-    whole = (len(data) - _FIRST) // _SEQ.size
-    return frozenset(_SEQ.unpack_from(data, _FIRST + _SEQ.size * worker)[0] for worker in range(whole)) - {0}
+    remains = [_remains(data, worker) for worker in range(_workers(data))]
+    return {one.seq: one.death for one in remains if one.seq}
+
+
+def read_worker(descriptor: int, worker: int) -> Remains | None:
+    """What this worker has left behind; ``None`` where nothing can have been recorded."""
+    if not CAN_RECORD:
+        return None
+    data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    return _remains(data, worker) if data[_START:].startswith(_MAGIC) else None
+
+
+def take_back(descriptor: int, worker: int) -> int:
+    """Keep a worker from running anything but what it has begun last; returns that ``seq``.
+
+    The worker must be stopped by a signal meanwhile: it records what it begins, and then asks whether it may run it. So
+    between the two, too, it is told to run exactly what is seen here.
+    """
+    head = os.pread(descriptor, _FIRST, 0)
+    seq = int(_SEQ.unpack(os.pread(descriptor, _SEQ.size, _FIRST + _SEQ.size * worker))[0])
+    os.pwrite(descriptor, _SEQ.pack(seq or _NOTHING), _box_at(head, worker) + _ONLY)
+    return seq
+
+
+def _workers(data: bytes) -> int:
+    return int(_WORKERS.unpack_from(data, _START + len(_MAGIC))[0])
+
+
+def _box_at(data: bytes, worker: int) -> int:
+    return _FIRST + _SEQ.size * _workers(data) + _BOX * worker
+
+
+def _remains(data: bytes, worker: int) -> Remains:
+    (seq,) = _SEQ.unpack_from(data, _FIRST + _SEQ.size * worker)
+    at = _box_at(data, worker)
+    if at + _BOX > len(data):
+        return Remains(seq, 0.0, Death())
+    since, written, before, used, peak, _ = _HEAD.unpack_from(data, at)
+    log = _log(data[at + _HEAD.size : at + _BOX], since, written)
+    return Remains(seq, before, Death(peak or None, max(0.0, used - before) if used else None, log))
+
+
+def _log(ring: bytes, since: int, written: int) -> str:
+    """The last lines that were written after ``since``."""
+    first = max(since, written - LOG_BYTES)
+    start, length = first % _RING, max(0, written - first)
+    lines = (ring + ring)[start : start + length].decode("utf-8", "replace").splitlines()
+    if first > since and len(lines) > 1:
+        del lines[0]  # its beginning is lost
+    return "\n".join(lines[-LOG_LINES:])

@@ -15,15 +15,17 @@ import os
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 from weakref import WeakSet
 
 from liteq.errors import StorageError
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
-from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Transition
-from liteq.storage.base import ClaimRequest, Owner, Storage, Turn
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
+from liteq.schedule import Schedule
+from liteq.storage.base import CALLER, Added, ClaimRequest, Fire, Owner, Standing, Storage, Turn, Unregistered
+from liteq.storage.memory_gates import House, MemoryGates
 from liteq.storage.watch import Bell, BellWatch, Change, Watch
 
 #: The states in which a job's ``reason`` is kept.
@@ -51,25 +53,32 @@ class MemoryStorage(Storage):
         self._scheduled = Line()  # ordered by due
         self._marks: dict[str, str] = {}
         self._stops: Mapping[str, str] | None = {}  # what a Turn shows of the marks; None: to be looked up again
+        self._schedules: dict[str, Schedule] = {}
         self._next_owner = 1
         self._owners: dict[int, str] = {}  # what each said of itself, as JSON
         self._alive: set[int] = set()
+        is_owner, ring = self._owners.__contains__, self._bell.ring
+        self._gates = MemoryGates(House(self._lock, self._rows, self._marks, self._put, self._is_dead, is_owner, ring))
+        self.gates = self._gates
         with _births:
             _storages.add(self)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, jobs: Sequence[Job]) -> list[Job]:
+    def add(self, jobs: Sequence[Job]) -> Added:
         with self._lock:
             stored = self._planned(jobs)
-            for row in stored:
-                if row.seq >= self._next_seq:
-                    self._seqs[row.id] = row.seq
-                    self._put(row)
-                    self._next_seq = row.seq + 1
+            known = set()
+            for position, row in enumerate(stored):
+                if row.seq < self._next_seq:
+                    known.add(position)
+                    continue
+                self._seqs[row.id] = row.seq
+                self._put(row)
+                self._next_seq = row.seq + 1
         if stored:
             self._bell.ring()
-        return stored
+        return Added(stored, known)
 
     def _planned(self, jobs: Sequence[Job]) -> list[Job]:
         """The rows that `add` is going to answer with, new and old; changes nothing."""
@@ -94,13 +103,17 @@ class MemoryStorage(Storage):
         request: ClaimRequest | None,
         now: float,
         progress: Mapping[int, Progress] | None = None,
+        successes: Sequence[Success] = (),
     ) -> Turn:
         with self._lock:
-            plan = self._plan(transitions)
+            self._require_registered(request)
+            plan = self._plan([*(success.transition() for success in successes), *transitions])
             self._carry_out(plan)
-            written = any(plan.applied) | self._note(progress or {}) | self._promote(now)
+            self._gates.left(plan.rows, now)
+            written = any(plan.applied) | self._note(progress or {}, request) | self._promote(now)
             jobs = [] if request is None else self._claim(request, now)
-            answer = Turn(plan.applied, jobs, self.next_due(), self._current_stops())
+            lost = {one.seq for one, applied in zip(successes, plan.applied, strict=False) if not applied}
+            answer = Turn(plan.applied[len(successes) :], jobs, self.next_due(), self._current_stops(), lost)
         if written or jobs:
             self._bell.ring()
         return answer
@@ -139,8 +152,16 @@ class MemoryStorage(Storage):
         for key in plan.consumed:
             self._set_mark(key, None)
 
-    def _note(self, progress: Mapping[int, Progress]) -> bool:
-        noted = [seq for seq in progress if seq in self._standing[JobState.RUNNING]]
+    def _require_registered(self, request: ClaimRequest | None) -> None:
+        if request is not None and request.wanted > 0 and request.owner != CALLER and request.owner not in self._owners:
+            raise Unregistered(request.owner)
+
+    def _note(self, progress: Mapping[int, Progress], request: ClaimRequest | None) -> bool:
+        noted = [
+            seq
+            for seq in progress
+            if seq in self._standing[JobState.RUNNING] and (request is None or self._rows[seq].owner == request.owner)
+        ]
         for seq in noted:
             self._rows[seq] = self._rows[seq]._replace(progress=progress[seq])
         return bool(noted)
@@ -154,15 +175,28 @@ class MemoryStorage(Storage):
         return promoted
 
     def _claim(self, request: ClaimRequest, now: float) -> list[Job]:
-        claimed = []
-        for seq in self._chosen(request):
-            row = self._rows[seq]
-            row = row._replace(
-                state=JobState.RUNNING, owner=request.owner, started=now, claim=row.claim + 1, attempt=row.attempt + 1
-            )
-            self._put(row)
-            claimed.append(row)
+        claimed: list[Job] = []
+        while chosen := self._chosen(request._replace(wanted=request.wanted - len(claimed))):
+            for seq in chosen:
+                row = self._rows[seq]
+                if (reason := self._gate_that_is_full(row, request, now)) is not None:
+                    self._put(row._replace(state=JobState.BLOCKED, reason=reason))
+                    continue
+                row = row._replace(
+                    state=JobState.RUNNING,
+                    owner=request.owner,
+                    started=now,
+                    claim=row.claim + 1,
+                    attempt=row.attempt + 1,
+                )
+                self._put(row)
+                claimed.append(row)
         return claimed
+
+    def _gate_that_is_full(self, row: Job, request: ClaimRequest, now: float) -> str | None:
+        """Why this job is to be blocked instead of claimed; ``None``: it has a slot of every gate that it needs."""
+        needs_of = request.needs.get(row.task)
+        return None if needs_of is None else self._gates.enter(row, needs_of(row), now)
 
     def _chosen(self, request: ClaimRequest) -> list[int]:
         """The seqs to claim, in order; they are taken out of their lines."""
@@ -195,6 +229,7 @@ class MemoryStorage(Storage):
     def remove(self, query: JobFilter) -> int:
         with self._lock:
             doomed = [row for row in self._matching(query) if row.state in FINISHED][: query.limit]
+            self._keep_outcomes(doomed)
             for row in doomed:
                 self._leave(row)
                 del self._rows[row.seq], self._seqs[row.id]
@@ -202,6 +237,13 @@ class MemoryStorage(Storage):
         if doomed:
             self._bell.ring()
         return len(doomed)
+
+    def _keep_outcomes(self, doomed: Sequence[Job]) -> None:
+        """How the last run of a schedule ended is known for as long as the schedule."""
+        seqs = {row.seq for row in doomed} if self._schedules else ()
+        for name, schedule in self._schedules.items():
+            if schedule.last_job in seqs:
+                self._schedules[name] = self._with_outcome(schedule)
 
     # ── rows and where they stand ────────────────────────────────────────────────────────────────────
 
@@ -255,6 +297,11 @@ class MemoryStorage(Storage):
             rows = ((seq, self._rows.get(seq)) for seq in seqs)
             return {seq for seq, row in rows if row is None or row.state in FINISHED}
 
+    def standing(self, seqs: Iterable[int]) -> dict[int, Standing]:
+        with self._lock:
+            rows = [self._rows.get(seq) for seq in {*seqs, *self._standing[JobState.RUNNING]}]
+            return {row.seq: _where(row) for row in rows if row is not None and row.state not in FINISHED}
+
     def counts(self) -> dict[JobState, int]:
         with self._lock:
             return {state: len(seqs) for state, seqs in self._standing.items()}
@@ -263,12 +310,12 @@ class MemoryStorage(Storage):
         with self._lock:
             return {queue: len(line) for queue, line in self._ready.items()}
 
-    def reasons(self) -> dict[str, int]:
+    def reasons(self, prefix: str = "") -> dict[str, int]:
         with self._lock:
             numbers: defaultdict[str, int] = defaultdict(int)
             for seq in self._standing[JobState.BLOCKED]:
                 numbers[self._rows[seq].reason or ""] += 1
-            return dict(numbers)
+            return {reason: number for reason, number in numbers.items() if reason.startswith(prefix)}
 
     def next_due(self) -> float | None:
         with self._lock:
@@ -298,8 +345,86 @@ class MemoryStorage(Storage):
     def _current_stops(self) -> Mapping[str, str]:
         """What a Turn shows of the marks. One dict is given out until a mark changes, and never changed itself."""
         if self._stops is None:
-            self._stops = self.marks(REVOKE_MARK) | self.marks(CANCEL_MARK)
+            self._stops = self.marks(REVOKE_MARK) | self.marks(CANCEL_MARK) | self.marks(STACK_MARK)
         return self._stops
+
+    # ── schedules ────────────────────────────────────────────────────────────────────────────────────
+
+    def schedules(self, name: str | None = None) -> list[Schedule]:
+        with self._lock:
+            names = sorted(self._schedules) if name is None else [name] if name in self._schedules else []
+            return [self._with_outcome(self._schedules[one]) for one in names]
+
+    def _with_outcome(self, schedule: Schedule) -> Schedule:
+        last = None if schedule.last_job is None else self._rows.get(schedule.last_job)
+        if last is None:
+            return schedule
+        return schedule._replace(last_outcome=str(last.state), last_finished=last.finished)
+
+    def put_schedule(self, schedule: Schedule) -> bool:
+        with self._lock:
+            stored = self._put_schedule(schedule)
+        if stored:
+            self._bell.ring()
+        return stored
+
+    def _put_schedule(self, schedule: Schedule) -> bool:
+        known = self._schedules.get(schedule.name)
+        if schedule.version == 0:
+            if known is not None:
+                return False
+        elif known is None or (known.version, known.created) != (schedule.version, schedule.created):
+            return False
+        self._schedules[schedule.name] = schedule._replace(version=schedule.version + 1)
+        return True
+
+    def drop_schedule(self, name: str) -> bool:
+        with self._lock:
+            dropped = self._schedules.pop(name, None) is not None
+        if dropped:
+            self._bell.ring()
+        return dropped
+
+    def due_schedules(
+        self, now: float, boot: str | None, limit: int, without: Set[str] = frozenset()
+    ) -> list[Schedule]:
+        with self._lock:
+            candidates = [one for one in self._schedules.values() if one.name not in without]
+        due = sorted((one for one in candidates if one.due is not None and one.due <= now), key=_due_then_name)
+        if boot is not None:
+            due += [one for one in candidates if _waits_for_boot(one, boot) and one not in due]
+        return due[:limit]
+
+    def next_schedule(self, without: Set[str] = frozenset()) -> float | None:
+        with self._lock:
+            candidates = [one for one in self._schedules.values() if one.name not in without]
+        return min((one.due for one in candidates if one.due is not None), default=None)
+
+    def fire(self, fires: Sequence[Fire]) -> list[list[Job] | None]:
+        with self._lock:
+            answers = [self._fire(schedule, jobs) for schedule, jobs in fires]
+        if any(answer is not None for answer in answers):
+            self._bell.ring()
+        return answers
+
+    def _fire(self, schedule: Schedule, jobs: Sequence[Job]) -> list[Job] | None:
+        if not self._put_schedule(schedule):
+            return None
+        stored = []
+        for job in jobs:
+            added = self.add([job._replace(state=JobState.READY)])
+            if added.known:
+                continue
+            row = added[0]
+            if job.state is JobState.BLOCKED:
+                row = row._replace(state=JobState.BLOCKED, reason=job.reason)
+                self._put(row)
+            stored.append(row)
+        if stored:
+            last = stored[-1]
+            changed = self._schedules[schedule.name]._replace(last_job=last.seq, last_id=last.id)
+            self._schedules[schedule.name] = changed
+        return stored
 
     # ── owners ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -338,8 +463,13 @@ class MemoryStorage(Storage):
         with self._lock:
             if owner in self._alive or (owner in self._owners and self._is_busy(owner)):
                 return False
+            if self._gates.has_places(owner):
+                return False
             self._owners.pop(owner, None)
             return True
+
+    def _is_dead(self, owner: int) -> bool:
+        return owner in self._owners and owner not in self._alive
 
     def _is_busy(self, owner: int) -> bool:
         return any(self._rows[seq].owner == owner for seq in self._standing[JobState.RUNNING])
@@ -403,6 +533,15 @@ class Line:
         return self._heap[0]
 
 
+def _due_then_name(schedule: Schedule) -> tuple[float, str]:
+    return schedule.due or 0.0, schedule.name
+
+
+def _waits_for_boot(schedule: Schedule, boot: str) -> bool:
+    stands_still = schedule.paused or schedule.orphaned or schedule.is_used_up
+    return schedule.boot is not None and schedule.boot != boot and not stands_still
+
+
 def _new_row(job: Job, seq: int) -> Job:
     """A row for a job that was never claimed, whatever else it says of itself."""
     if job.state not in (JobState.READY, JobState.SCHEDULED) or (job.state == JobState.SCHEDULED and job.due is None):
@@ -451,6 +590,11 @@ def _success(row: Job) -> tuple[Attempt, ...]:
     if row.state != JobState.SUCCEEDED or row.finished is None:
         return ()
     return (Attempt(row.attempt, Ending.SUCCEEDED, row.started, row.finished),)
+
+
+def _where(row: Job) -> Standing:
+    reason = row.reason if row.state == JobState.BLOCKED else None
+    return Standing(row.seq, JobState(row.state), row.queue, row.due, row.claim, row.owner, reason)
 
 
 def _matches(row: Job, query: JobFilter) -> bool:

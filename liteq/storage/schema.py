@@ -88,8 +88,57 @@ CREATE TRIGGER liteq_job_scheduled AFTER INSERT ON liteq_job WHEN new.due > new.
 END;
 """
 
+_VERSION_2 = f"""
+-- What is known of an attempt whose worker process died: bytes, seconds, the last lines that it logged.
+ALTER TABLE liteq_attempt ADD COLUMN peak_rss INTEGER;
+ALTER TABLE liteq_attempt ADD COLUMN cpu_time REAL;
+ALTER TABLE liteq_attempt ADD COLUMN log TEXT NOT NULL DEFAULT '';
+
+-- The columns are the fields of `liteq.schedule.Schedule`, which says what they mean.
+CREATE TABLE liteq_schedule (
+    name TEXT PRIMARY KEY, task TEXT NOT NULL, trigger TEXT NOT NULL, payload BLOB NOT NULL, summary TEXT,
+    queue TEXT NOT NULL, priority INTEGER NOT NULL, options TEXT, expires REAL,
+    catch_up TEXT NOT NULL, overlap TEXT NOT NULL, grace REAL, jitter REAL NOT NULL, "start" REAL, "end" REAL,
+    max_runs INTEGER,
+    declared TEXT, edited INTEGER NOT NULL, paused INTEGER NOT NULL, orphaned INTEGER NOT NULL,
+    created REAL NOT NULL, version INTEGER NOT NULL, looked REAL NOT NULL,
+    slot REAL, due REAL, boot TEXT, ran TEXT NOT NULL, runs INTEGER NOT NULL, skipped INTEGER NOT NULL,
+    last_slot REAL, last_run REAL, last_job INTEGER, last_id TEXT, last_outcome TEXT, last_finished REAL
+);
+CREATE INDEX liteq_schedule_due ON liteq_schedule (due, name) WHERE due IS NOT NULL;
+CREATE INDEX liteq_schedule_boot ON liteq_schedule (boot) WHERE boot IS NOT NULL;
+CREATE INDEX liteq_schedule_last_job ON liteq_schedule (last_job) WHERE last_job IS NOT NULL;
+
+-- How its last run ended is known for as long as the schedule, also when the job is purged.
+CREATE TRIGGER liteq_schedule_outcome AFTER DELETE ON liteq_done BEGIN
+    UPDATE liteq_schedule SET
+        last_outcome = CASE old.state WHEN {SUCCEEDED} THEN 'succeeded' WHEN {FAILED} THEN 'failed'
+                       WHEN {REVOKED} THEN 'revoked' ELSE 'expired' END,
+        last_finished = old.finished
+    WHERE last_job = old.id;
+END;
+
+-- Locks and limits: the gates at which somebody is, and who is there; see `liteq.storage.sqlite_limits`.
+CREATE TABLE liteq_gate (name TEXT PRIMARY KEY, slots INTEGER NOT NULL, task TEXT) WITHOUT ROWID;
+CREATE TABLE liteq_place (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    gate TEXT NOT NULL,
+    held INTEGER NOT NULL,      -- 1: holds a slot; 0: stands in line
+    priority INTEGER NOT NULL, ticket INTEGER NOT NULL,
+    job INTEGER, owner INTEGER, -- who: a job, or a process
+    queue TEXT,                 -- of a blocked job; NULL: a caller
+    since REAL NOT NULL,
+    woken REAL                  -- when the blocked job was let out, until it is claimed
+);
+CREATE INDEX liteq_place_line ON liteq_place (gate, held, priority DESC, ticket, id);
+CREATE INDEX liteq_place_job ON liteq_place (job) WHERE job IS NOT NULL;
+CREATE INDEX liteq_place_held ON liteq_place (job) WHERE held = 1;
+CREATE INDEX liteq_place_owner ON liteq_place (owner) WHERE owner IS NOT NULL;
+CREATE INDEX liteq_place_woken ON liteq_place (gate, woken) WHERE woken IS NOT NULL;
+"""
+
 #: The n-th script takes a file from version n to n + 1.
-MIGRATIONS = (_VERSION_1,)
+MIGRATIONS = (_VERSION_1, _VERSION_2)
 CURRENT = len(MIGRATIONS)
 
 

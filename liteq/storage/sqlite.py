@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
+import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from random import getrandbits
+from typing import TYPE_CHECKING
 
 from liteq.errors import StorageBusy, StorageUnusable
-from liteq.job import Job, JobFilter, JobState, Progress
-from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Transition
-from liteq.storage import begun
+from liteq.job import Death, Job, JobFilter, JobState, Progress
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
+from liteq.schedule import Schedule
+from liteq.storage import begun, schema
+from liteq.storage import sqlite_limits as limits
 from liteq.storage import sqlite_moves as moves
 from liteq.storage import sqlite_questions as questions
-from liteq.storage.base import ClaimRequest, Owner, Storage, Turn
+from liteq.storage import sqlite_schedules as rows
+from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Standing, Storage, Turn, Unregistered
 from liteq.storage.locks import Election, Slot, is_dead
 from liteq.storage.sqlite_connection import Connections, Durability
-from liteq.storage.watch import Watch, watch_database
+
+if TYPE_CHECKING:
+    from liteq.storage.watch import Watch  # a program that only enqueues never loads it, nor sockets and selectors
 
 #: Pages given back to the file system in one go (2 MiB), and how many free ones are left for the next jobs.
 VACUUM_PAGES = 512
@@ -68,16 +74,17 @@ class SqliteStorage(Storage):
         self._slots: dict[int, Slot] = {}
         self._keeper = Election(side / "keeper")
         self._connections = Connections(self.path, side, durability, create=create, allow_network_fs=allow_network_fs)
+        self.gates = limits.SqliteGates(self._connections, self._is_dead)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, jobs: Sequence[Job]) -> list[Job]:
+    def add(self, jobs: Sequence[Job]) -> Added:
         if len(jobs) == 1 and not jobs[0].id:
             rnd = getrandbits(40)
-            return [_stored(jobs[0], self._connections.insert(_INSERT, _row(jobs[0], rnd)), rnd)]
+            return Added((_stored(jobs[0], self._connections.insert(_INSERT, _row(jobs[0], rnd)), rnd),))
         if any(job.id for job in jobs):
-            return self._connections.write(lambda connection: [_add_once(connection, job) for job in jobs])
-        return self._connections.write(lambda connection: _add_many(connection, jobs)) if jobs else []
+            return self._connections.write(lambda connection: _add_each(connection, jobs))
+        return Added(self._connections.write(lambda connection: _add_many(connection, jobs)) if jobs else ())
 
     def turn(
         self,
@@ -85,19 +92,19 @@ class SqliteStorage(Storage):
         request: ClaimRequest | None,
         now: float,
         progress: Mapping[int, Progress] | None = None,
+        successes: Sequence[Success] = (),
     ) -> Turn:
+        def turn(connection: sqlite3.Connection, settle: Settle) -> Turn:
+            return _turn(connection, transitions, request, now, progress, successes, settle)
+
         try:
-            return self._connections.write(
-                lambda connection: _turn(connection, transitions, request, now, progress, together=True), patient=False
-            )
+            return self._connections.write(lambda connection: turn(connection, moves.settle_together), patient=False)
         except moves.StaleBatch:  # somebody took one of these jobs over: find out which, one by one
-            return self._connections.write(
-                lambda connection: _turn(connection, transitions, request, now, progress, together=False), patient=False
-            )
+            return self._connections.write(lambda connection: turn(connection, moves.settle_singly), patient=False)
 
     def apply(self, transitions: Sequence[Transition], now: float) -> list[bool]:
         return self._connections.write(
-            lambda connection: _turn(connection, transitions, None, now, None, together=False)
+            lambda connection: _turn(connection, transitions, None, now, None, (), moves.settle_singly)
         ).applied
 
     def get(self, job_id: str) -> Job | None:
@@ -110,14 +117,18 @@ class SqliteStorage(Storage):
         wanted = list(seqs)
         return self._connections.read(lambda connection: questions.finished(connection, wanted))
 
+    def standing(self, seqs: Iterable[int]) -> dict[int, Standing]:
+        wanted = list(seqs)
+        return self._connections.read(lambda connection: questions.standing(connection, wanted))
+
     def counts(self) -> dict[JobState, int]:
         return self._connections.read(questions.counts)
 
     def queues(self) -> dict[str, int]:
         return self._connections.read(questions.queues)
 
-    def reasons(self) -> dict[str, int]:
-        return self._connections.read(questions.reasons)
+    def reasons(self, prefix: str = "") -> dict[str, int]:
+        return self._connections.read(lambda connection: questions.reasons(connection, prefix))
 
     def next_due(self) -> float | None:
         return self._connections.read(moves.next_due)
@@ -135,11 +146,33 @@ class SqliteStorage(Storage):
     def swap(self, key: str, expected: str | None, new: str | None) -> bool:
         return self._connections.write(lambda connection: moves.swap_mark(connection, key, expected, new))
 
+    # ── schedules ────────────────────────────────────────────────────────────────────────────────────
+
+    def schedules(self, name: str | None = None) -> list[Schedule]:
+        return self._connections.read(lambda connection: rows.schedules(connection, name))
+
+    def put_schedule(self, schedule: Schedule) -> bool:
+        return self._connections.write(lambda connection: rows.put(connection, schedule))
+
+    def drop_schedule(self, name: str) -> bool:
+        return self._connections.write(lambda connection: rows.drop(connection, name))
+
+    def due_schedules(
+        self, now: float, boot: str | None, limit: int, without: Set[str] = frozenset()
+    ) -> list[Schedule]:
+        return self._connections.read(lambda connection: rows.due(connection, now, boot, limit, without))
+
+    def next_schedule(self, without: Set[str] = frozenset()) -> float | None:
+        return self._connections.read(lambda connection: rows.next_due(connection, without))
+
+    def fire(self, fires: Sequence[Fire]) -> list[list[Job] | None]:
+        return self._connections.write(lambda connection: rows.fire(connection, fires, _add_new), patient=False)
+
     # ── owners ───────────────────────────────────────────────────────────────────────────────────────
 
     def register(self, info: Mapping[str, object]) -> int:
         self._connections.writer()
-        name = secrets.token_hex(8)
+        name = os.urandom(8).hex()
         self._make_slots_directory()
         slot = Slot.take(self._slots_directory / name)
         statement = "INSERT INTO liteq_owner (slot, info) VALUES (?, ?)"
@@ -155,7 +188,7 @@ class SqliteStorage(Storage):
         slot = self._slots.get(owner)
         return None if slot is None else slot.fileno()
 
-    def begun(self, owner: int) -> frozenset[int] | None:
+    def begun(self, owner: int) -> Mapping[int, Death] | None:
         row = self._connections.read(
             lambda connection: connection.execute("SELECT slot FROM liteq_owner WHERE id = ?", (owner,)).fetchone()
         )
@@ -188,15 +221,21 @@ class SqliteStorage(Storage):
         if row is None:
             return True
         slot, busy = row
-        if busy or not is_dead(self._slots_directory / slot):
+        if busy or limits.has_places(connection, owner) or not is_dead(self._slots_directory / slot):
             return False
         connection.execute("DELETE FROM liteq_owner WHERE id = ?", (owner,))
         (self._slots_directory / slot).unlink(missing_ok=True)
         return True
 
+    def _is_dead(self, connection: sqlite3.Connection, owner: int) -> bool:
+        row = connection.execute("SELECT slot FROM liteq_owner WHERE id = ?", (owner,)).fetchone()
+        return row is not None and is_dead(self._slots_directory / row[0])
+
     # ── waiting, upkeep ──────────────────────────────────────────────────────────────────────────────
 
     def watch(self) -> Watch:
+        from liteq.storage.watch import watch_database
+
         self._connections.writer()
         self._make_slots_directory()
         return watch_database(self.path, self._slots_directory)
@@ -219,6 +258,9 @@ class SqliteStorage(Storage):
         free = self._connections.read(lambda connection: connection.execute("PRAGMA freelist_count").fetchone()[0])
         if free > SPARE_PAGES + VACUUM_PAGES:
             self._connections.write(_give_pages_back)
+
+    def schema_version(self) -> int | None:
+        return self._connections.read(schema.version)
 
     def close(self) -> None:
         for owner in list(self._slots):
@@ -252,19 +294,35 @@ def _add_many(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
     last = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
     first = last - len(jobs) + 1  # one transaction, one writer: the ids are consecutive
     ending = f"-{rnd:010x}"
-    return [tuple.__new__(Job, (seq, f"{seq}{ending}", *job[2:])) for seq, job in enumerate(jobs, first)]
+    make = tuple.__new__
+    return [make(Job, (seq, f"{seq}{ending}") + job[2:]) for seq, job in enumerate(jobs, first)]  # noqa: RUF005 - quicker
 
 
-def _add_once(connection: sqlite3.Connection, job: Job) -> Job:
-    if job.id:
-        existing = questions.get(connection, job.id)
+def _add_each(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
+    stored: list[Job] = []
+    known: set[int] = set()
+    for position, job in enumerate(jobs):
+        existing = questions.get(connection, job.id) if job.id else None
         if existing is not None:
-            return existing
-    rnd = getrandbits(40)
-    return _stored(job, connection.execute(_INSERT, _row(job, rnd)).lastrowid or 0, rnd)
+            known.add(position)
+            stored.append(existing)
+            continue
+        rnd = getrandbits(40)
+        stored.append(_stored(job, connection.execute(_INSERT, _row(job, rnd)).lastrowid or 0, rnd))
+    return Added(stored, known)
+
+
+def _add_new(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
+    """Those of the jobs whose id did not exist before, stored."""
+    added = _add_each(connection, jobs)
+    return [job for position, job in enumerate(added) if position not in added.known]
 
 
 # ── the turn ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+#: How successes are settled; returns the ``seq`` of those that no longer hold.
+Settle = Callable[[sqlite3.Connection, Sequence[Success]], Set[int]]
 
 
 def _turn(
@@ -273,21 +331,46 @@ def _turn(
     request: ClaimRequest | None,
     now: float,
     progress: Mapping[int, Progress] | None,
-    *,
-    together: bool,
+    successes: Sequence[Success],
+    settle: Settle,
 ) -> Turn:
+    if request is not None and request.wanted > 0:
+        _require_registered(connection, request.owner)
     if progress:
-        moves.record_progress(connection, progress)
-    applied = moves.apply(connection, transitions, together=together) if transitions else []
+        moves.record_progress(connection, progress, None if request is None else request.owner)
+    lost = settle(connection, successes) if successes else frozenset()
+    applied = [moves.apply(connection, transition) for transition in transitions]
+    if (successes or transitions) and limits.in_use(connection):
+        limits.left(connection, _moved(successes, lost, transitions, applied), now)
     due = moves.next_due(connection)
     if due is not None and due <= now:
         moves.promote(connection, now)
         due = moves.next_due(connection)
-    marks = _marks(connection, (CANCEL_MARK, PAUSE_MARK, REVOKE_MARK))
+    marks = _marks(connection, (CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK))
     paused = {key.removeprefix(PAUSE_MARK) for key in marks if key.startswith(PAUSE_MARK)}
     stops = {key: value for key, value in marks.items() if not key.startswith(PAUSE_MARK)} if paused else marks
-    jobs = [] if request is None or request.wanted <= 0 else moves.claim(connection, request, now, paused)
-    return Turn(applied, jobs, due, stops)
+    jobs: list[Job] = []
+    if request is not None and request.wanted > 0:
+        if not request.needs:
+            jobs = moves.claim(connection, request, now, paused)
+        else:
+            jobs, is_cut_short = limits.claim(connection, request, now, paused)
+            due = now if is_cut_short else due
+    return Turn(applied, jobs, due, stops, lost)
+
+
+def _moved(
+    successes: Sequence[Success], lost: Set[int], transitions: Sequence[Transition], applied: Sequence[bool]
+) -> list[int]:
+    """The ``seq`` of each job that this turn has moved before it claims."""
+    moved = [success.seq for success in successes if success.seq not in lost]
+    return moved + [one.seq for one, was in zip(transitions, applied, strict=True) if was]
+
+
+def _require_registered(connection: sqlite3.Connection, owner: int) -> None:
+    # 1.5 µs for each turn, once for all its jobs.
+    if connection.execute("SELECT 1 FROM liteq_owner WHERE id = ?", (owner,)).fetchone() is None:
+        raise Unregistered(owner)
 
 
 def _marks(connection: sqlite3.Connection, prefixes: tuple[str, ...]) -> dict[str, str]:

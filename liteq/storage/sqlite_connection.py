@@ -35,6 +35,8 @@ AUTOCHECKPOINT = 8000
 RESTART_ABOVE = 2000
 #: What one call of SQLite's busy handler waits, in seconds; whole transactions are retried around it.
 BUSY_SLICE = 0.5
+#: Seconds between two tries where SQLite refuses at once instead of waiting.
+BUSY_PAUSE = 0.005
 MAX_IDLE_READERS = 4
 #: Seconds for which the file is taken to be in place without looking.
 TRUST = 0.05
@@ -105,13 +107,12 @@ class Connections:
         """
 
         def transaction(connection: sqlite3.Connection) -> T:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            try:  # around BEGIN too: an exception that is thrown into the thread strikes between any two steps
+                connection.execute("BEGIN IMMEDIATE")
                 result = work(connection)
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                _roll_back(connection)
                 raise
             return result
 
@@ -130,6 +131,8 @@ class Connections:
             try:
                 with self._writing, self.turnstile:
                     if self._writer is not None:  # a fork in between closes it
+                        if self._writer.in_transaction:  # what could not be rolled back in its own time
+                            self._writer.execute("ROLLBACK")
                         return transaction(self._writer)
             except sqlite3.Error as error:
                 if _code(error) not in _BUSY or attempts <= 0:
@@ -137,13 +140,16 @@ class Connections:
 
     def _check_in_place(self) -> None:
         """Notice that somebody has deleted or replaced the file: what is written to the old one is lost."""
-        if _identity(self.path) != self._opened_file:
-            self._abandon()
-            raise StorageError(
-                f"{self.path} was deleted or replaced while it was in use; nothing was stored, and what was in the old "
-                "file is gone from here. The next call opens what is there now"
-            )
-        self._seen_in_place = SystemClock.monotonic()
+        with self._opening:  # while another thread opens or closes the file there is nothing to compare with
+            if self._opened_file is None:
+                return
+            if _identity(self.path) != self._opened_file:
+                self._abandon()
+                raise StorageError(
+                    f"{self.path} was deleted or replaced while it was in use; nothing was stored, and what was in the "
+                    "old file is gone from here. The next call opens what is there now"
+                )
+            self._seen_in_place = SystemClock.monotonic()
 
     def writer(self) -> sqlite3.Connection:
         """The writing connection, opened at first use."""
@@ -158,9 +164,10 @@ class Connections:
                     raise
                 except OSError as error:  # a directory above it may not be searched, the name is too long …
                     raise StorageUnusable(f"{self.path} cannot be used: {error.strerror}") from error
-                self._writer = self._prepared()
+                writer = self._patiently(self._prepared)
                 self._opened_file = _identity(self.path)
                 self._seen_in_place = SystemClock.monotonic()
+                self._writer = writer  # last: who sees it may already look whether its file is in place
             return self._writer
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -172,6 +179,9 @@ class Connections:
             StorageError: the file cannot be read.
         """
         self.writer()
+        return self._patiently(lambda: self._read(work))
+
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._borrow()
         try:
             connection.execute("BEGIN")
@@ -179,10 +189,24 @@ class Connections:
                 return work(connection)
             finally:
                 connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise self.translated(error) from error
         finally:
             self._give_back(connection)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Do what only somebody who has the whole file for himself can hold up: who recovers it after a crash, who
+        closes it last, who converts it. On a slow disk that takes longer than one busy handler waits.
+
+        Raises:
+            StorageError: it failed, or that one did not end.
+        """
+        until = SystemClock.monotonic() + self._attempts * BUSY_SLICE
+        while True:
+            try:
+                return work()
+            except sqlite3.Error as error:
+                if _code(error) not in _BUSY or SystemClock.monotonic() >= until:
+                    raise self.translated(error) from error
+            SystemClock.sleep(BUSY_PAUSE)
 
     def _borrow(self) -> sqlite3.Connection:
         with self._reading:
@@ -196,11 +220,14 @@ class Connections:
             raise
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
-        if len(self._readers) < MAX_IDLE_READERS and connection in self._all:
-            self._readers.append(connection)
-        else:
-            self._forget(connection)
-        self._one_less_lent()
+        try:
+            is_fit = connection in self._all and not connection.in_transaction  # its COMMIT was cut short
+            if is_fit and len(self._readers) < MAX_IDLE_READERS:
+                self._readers.append(connection)
+            else:
+                self._forget(connection)
+        finally:
+            self._one_less_lent()
 
     def _one_less_lent(self) -> None:
         with self._reading:
@@ -211,17 +238,18 @@ class Connections:
 
     def checkpoint(self) -> None:
         """Move what the WAL holds into the file; only where it has grown large, under the write lock, reset it."""
-        connection = self._borrow()
         try:
-            frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
-            if frames > RESTART_ABOVE:
-                with self.turnstile:
-                    _restart_wal(connection)
+            connection = self._borrow()
+            try:
+                frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+                if frames > RESTART_ABOVE:
+                    with self.turnstile:
+                        _restart_wal(connection)
+            finally:
+                self._give_back(connection)
         except sqlite3.Error as error:
             if _code(error) not in _BUSY:  # busy: somebody reads or checkpoints; the next one will do it
                 raise self.translated(error) from error
-        finally:
-            self._give_back(connection)
 
     # ── opening and closing ──────────────────────────────────────────────────────────────────────────
 
@@ -253,35 +281,31 @@ class Connections:
 
     def _prepared(self) -> sqlite3.Connection:
         """Open the file and make sure that it has our tables."""
+        connection = self._connect()
         try:
-            connection = self._connect()
-            try:
-                found = schema.version(connection)
-                schema.refuse_newer(found, str(self.path))
-                if found == 0 and not self._create:
-                    raise StorageUnusable(f"{self.path} holds no liteq queue; it was left untouched")
-                if found < schema.CURRENT:
-                    self._set_up(connection)
-                self._use_wal(connection)
-            except BaseException:
-                self._forget(connection)
-                raise
-            return connection
-        except sqlite3.Error as error:
-            raise self.translated(error) from error
+            found = schema.version(connection)
+            schema.refuse_newer(found, str(self.path))
+            if found == 0 and not self._create:
+                raise StorageUnusable(f"{self.path} holds no liteq queue; it was left untouched")
+            if found < schema.CURRENT:
+                self._set_up(connection)
+            self._use_wal(connection)
+        except BaseException:
+            self._forget(connection)
+            raise
+        return connection
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
         with self.turnstile:
             if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before the first table
             self._use_wal(connection)
-            self._begin(connection)
             try:
+                self._begin(connection)
                 schema.migrate(connection, str(self.path))
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                _roll_back(connection)
                 raise
 
     def _begin(self, connection: sqlite3.Connection) -> None:
@@ -371,6 +395,16 @@ class Connections:
         if code in _UNUSABLE:
             return StorageUnusable(f"{self.path} cannot be used: {error}")
         return StorageError(f"{self.path}: {error}; nothing was stored")
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    """End a transaction, whatever strikes meanwhile: an open one would hold up every other process."""
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    finally:
+        if connection.in_transaction:
+            connection.rollback()
 
 
 def _restart_wal(connection: sqlite3.Connection) -> None:

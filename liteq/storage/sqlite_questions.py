@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
+from liteq.storage.base import Standing
 from liteq.storage.sqlite_moves import DONE_CODES
 
 _GENERATED_ID = re.compile(r"([1-9]\d{0,18})-([0-9a-f]{10})", re.ASCII)
@@ -114,7 +115,7 @@ def _seq(connection: sqlite3.Connection, job_id: str) -> int | None:
 
 def _history(connection: sqlite3.Connection, job: Job) -> tuple[Attempt, ...]:
     rows = connection.execute(
-        "SELECT number, ending, started, finished, error_type, message, traceback, details "
+        "SELECT number, ending, started, finished, error_type, message, traceback, details, peak_rss, cpu_time, log "
         "FROM liteq_attempt WHERE job = ? ORDER BY id",
         (job.seq,),
     ).fetchall()
@@ -243,6 +244,29 @@ def _conditions(state: JobState, query: JobFilter) -> tuple[list[str], dict[str,
     return conditions, values
 
 
+def standing(connection: sqlite3.Connection, seqs: list[int]) -> dict[int, Standing]:
+    """Where these stand, and every running one; without those that have finished."""
+    found: dict[int, Standing] = {}
+    for state, columns in _WHERE_COLUMNS.items():
+        condition = "" if state is JobState.RUNNING else f" WHERE {_by_seqs(state)}"
+        rows = connection.execute(
+            f"SELECT s.id, j.queue, j.due, s.claim, {columns} "
+            f"FROM {_TABLES[state]} s CROSS JOIN liteq_job j ON j.id = s.id{condition}",
+            {"seqs": str(seqs)} if condition else {},
+        ).fetchall()
+        for seq, queue, due, claim, owner, reason in rows:
+            found[seq] = Standing(seq, state, queue, due, claim, owner, reason)
+    return found
+
+
+_WHERE_COLUMNS = {
+    JobState.READY: "NULL, NULL",
+    JobState.SCHEDULED: "NULL, NULL",
+    JobState.RUNNING: "s.owner, NULL",
+    JobState.BLOCKED: "NULL, s.reason",
+}
+
+
 def finished(connection: sqlite3.Connection, seqs: list[int]) -> set[int]:
     """Which of these are neither waiting nor running."""
     text = str(seqs)
@@ -291,6 +315,7 @@ def queues(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(connection.execute("SELECT queue, count(*) FROM liteq_ready GROUP BY queue ORDER BY queue").fetchall())
 
 
-def reasons(connection: sqlite3.Connection) -> dict[str, int]:
-    """How many jobs are blocked for each reason."""
-    return dict(connection.execute("SELECT reason, count(*) FROM liteq_blocked GROUP BY reason").fetchall())
+def reasons(connection: sqlite3.Connection, prefix: str) -> dict[str, int]:
+    """How many jobs are blocked for each reason that begins with ``prefix``; the others are not looked at."""
+    statement = "SELECT reason, count(*) FROM liteq_blocked WHERE reason >= ? AND reason < ? GROUP BY reason"
+    return dict(connection.execute(statement, (prefix, prefix + chr(0x10FFFF))).fetchall())

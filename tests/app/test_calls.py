@@ -631,6 +631,15 @@ def test_a_nested_batch_that_raises_is_dropped_by_itself(app: LiteQ, add: Task[.
     assert len(app.jobs()) == 2
 
 
+def test_a_batch_is_for_one_block(app: LiteQ, add: Task[..., int]) -> None:
+    batch = app.batch()
+    with batch:
+        add(1)
+    with pytest.raises(RuntimeError, match=r"call app\.batch"), batch:
+        add(2)
+    assert len(app.jobs()) == 1
+
+
 def test_batches_of_two_apps_do_not_mix(app: LiteQ, add: Task[..., int]) -> None:
     other = LiteQ(":memory:")
     task = other.task(name="t")(lambda: 1)

@@ -111,6 +111,61 @@ def test_the_loop_goes_on_while_somebody_waits_for_a_result(
     assert asyncio.run(main()) == 5
 
 
+def test_the_loop_goes_on_while_a_batch_is_stored(on_file: LiteQ, task: Task[..., Any], held: Program) -> None:
+    async def shop() -> list[Any]:
+        async with heartbeat() as gaps, on_file.batch():
+            results = [task(number) for number in (1, 2)]
+            asyncio.get_running_loop().call_later(2 * STANDSTILL, held.tell)
+        assert max(gaps) < STANDSTILL
+        return results
+
+    results = asyncio.run(shop())
+    assert [on_file.job(result.id).state for result in results] == ["ready", "ready"]
+
+
+def test_a_batch_of_a_coroutine_that_raises_or_is_cancelled_inside_stores_nothing(
+    on_file: LiteQ, task: Task[..., Any]
+) -> None:
+    before = len(on_file.jobs())
+
+    async def fail() -> None:
+        async with on_file.batch():
+            task(1)
+            raise KeyError("half way")
+
+    async def hang() -> None:
+        async with on_file.batch():
+            task(2)
+            await asyncio.get_running_loop().create_future()
+
+    async def shop() -> None:
+        with pytest.raises(KeyError):
+            await fail()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(hang(), 0.01)
+        async with on_file.batch(), on_file.batch():
+            task(3)
+        with on_file.batch():
+            async with on_file.batch():
+                task(4)
+            assert len(on_file.jobs()) == before + 1
+        assert task(5).state == "ready"
+
+    asyncio.run(shop())
+    assert len(on_file.jobs()) == before + 3
+
+
+def test_a_batch_of_a_coroutine_runs_at_once_in_immediate_mode(immediate: LiteQ) -> None:
+    task = immediate.task(name="t")(lambda x: x + 1)
+
+    async def shop() -> int:
+        async with immediate.batch():
+            result = task(1)
+        return await result
+
+    assert asyncio.run(shop()) == 2
+
+
 def test_what_is_already_there_is_awaited_though_somebody_writes(
     on_file: LiteQ, task: Task[..., Any], held: Program
 ) -> None:

@@ -82,6 +82,7 @@ def test_jobs_come_in_pages(app: LiteQ, task: Task[..., Any]) -> None:
     assert [job.id for job in app.jobs(limit=3)] == ids[:3]
     assert [job.id for job in app.jobs(limit=3, after=ids[2])] == ids[3:6]
     assert [job.id for job in app.jobs(limit=3, after=app.job(ids[5]))] == ids[6:]
+    assert [job.id for job in app.jobs(limit=3, after=app.result(ids[5]))] == ids[6:]
     assert [job.id for job in app.jobs(limit=2, newest_first=True)] == ids[:-3:-1]
     assert [job.id for job in app.jobs(after=ids[2], newest_first=True)] == ids[1::-1]
     assert [job.id for job in app.jobs(limit=None)] == ids

@@ -257,6 +257,19 @@ def test_a_hook_must_be_callable(app: LiteQ, hook: str) -> None:
         getattr(app, hook)()(5)
 
 
+def test_an_id_that_is_known_is_not_announced_though_the_clock_stands_still(app: LiteQ) -> None:
+    heard: list[str] = []
+    app.signal(S.ENQUEUED, S.SCHEDULED)(lambda signal, job, error: heard.append(f"{signal} {job.id}"))
+    task = app.task(name="t")(lambda x=1: x)
+    for _ in range(3):
+        task.using(id="a")()
+        task.using(id="later", delay=60)()
+    with app.batch():
+        for name in ("b", "a", "b"):
+            task.using(id=name)()
+    assert heard == ["enqueued a", "scheduled later", "enqueued b"]
+
+
 def test_a_failing_receiver_is_reported_and_the_others_run(app: LiteQ, log: pytest.LogCaptureFixture) -> None:
     heard: list[str] = []
 

@@ -62,7 +62,7 @@ def gate(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _little_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not stop by itself loses its worker sooner than in real life; consumers elsewhere keep the real one."""
-    for module in ("base", "thread", "process"):
+    for module in ("base", "thread", "process", "coroutine", "greenlet"):
         monkeypatch.setattr(f"liteq.consumer.pools.{module}.GRACE", GRACE)
 
 

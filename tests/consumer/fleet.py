@@ -85,10 +85,12 @@ class Member:
         """Kill it with everything below it."""
         if self.process.poll() is not None:
             return  # its pid may be somebody else's by now
-        for one in [*self.family(), psutil.Process(self.pid)]:
+        family = self.family()
+        self.kill()
+        _, left = psutil.wait_procs(family, timeout=1.0)  # the fork server tidies up
+        for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
-        self.process.wait(PATIENCE)
 
 
 @contextmanager

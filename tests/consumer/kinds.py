@@ -334,6 +334,55 @@ class KindsContract:
 
     # ── coroutines ───────────────────────────────────────────────────────────────────────────────────
 
+    def test_a_coroutine_may_tidy_up_at_its_deadline(self, app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
+        with consume(app):
+            assert failure_of(tasks.aclean_up(log)).error_type == "TaskTimeout"
+            assert tasks.aadd(1, 1).get(GET) == 2
+        assert lines(log) == ["cancelled", "tidied up"]
+
+    def test_a_coroutine_knows_its_job_and_tells_how_far_it_is(
+        self, app: LiteQ, tasks: Any, consume: Any, gate: Path, eventually: Any
+    ) -> None:
+        with consume(app):
+            result = tasks.await_revoke(str(gate))
+            eventually(lambda: result.progress == Progress(1, 4, "a quarter"))
+            gate.touch()
+            assert result.get(GET) == f"the gate opened for {result.id}"
+
+    def test_a_running_coroutine_is_told_that_it_was_revoked(
+        self, app: LiteQ, tasks: Any, consume: Any, gate: Path, eventually: Any
+    ) -> None:
+        with consume(app):
+            result = tasks.await_revoke(str(gate))
+            eventually(lambda: result.progress is not None)
+            assert result.revoke()
+            assert result.get(GET) == "revoked"
+
+    @pytest.mark.parametrize("name", ["remember", "aremember"])
+    def test_what_a_job_sets_in_its_context_is_gone_with_it(
+        self, app: LiteQ, tasks: Any, consume: Any, name: str
+    ) -> None:
+        with consume(app):
+            for who in ("first", "second"):
+                assert getattr(tasks, name)(who).get(GET) == ["nobody", who]
+
+    def test_a_coroutine_that_does_not_finish_is_put_back_without_an_attempt(
+        self, app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any
+    ) -> None:
+        result = tasks.await_at(str(gate), log)
+        with consume(app, shutdown_timeout=0.1):
+            eventually(lambda: lines(log) == ["began"])
+        assert (result.state, result.job().attempt, result.job().attempts) == (JobState.READY, 0, ())
+        gate.touch()
+        with consume(app):
+            assert result.get(GET) is None
+
+    def test_coroutines_are_retried(self, app: LiteQ, tasks: Any, consume: Any) -> None:
+        with consume(app):
+            result = tasks.afail.using(retries=2)("plain")
+            failure_of(result)
+        assert endings(result.job()) == [Ending.FAILED] * 3
+
     def test_coroutines_run(self, app: LiteQ, tasks: Any, consume: Any) -> None:
         with consume(app):
             assert tasks.aadd(2, 3).get(GET) == 5
@@ -686,8 +735,42 @@ class KindsContract:
     def test_jobs_run_where_this_kind_runs_them(self, app: LiteQ, tasks: Any, consume: Any, kind: Any) -> None:
         with consume(app):
             pid, group, _ = tasks.where().get(GET)
-        if kind["worker_type"] == "thread":
+        if kind["worker_type"] in ("thread", "asyncio"):
             assert pid == os.getpid()
         else:
             assert pid != os.getpid()
             assert group == pid, "a worker process leads a group of its own"
+
+
+class CrashContract:
+    """What kinds promise whose workers may die without their consumer."""
+
+    def test_a_job_whose_worker_dies_runs_again(self, app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
+        with consume(app):
+            result = tasks.die_once(log)
+            assert result.get(GET) == "alive"
+        assert endings(result.job()) == [Ending.CRASHED, Ending.SUCCEEDED]
+        assert (result.job().crashes, lines(log)) == (1, ["here", "here"])
+
+    @pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGSEGV"])
+    def test_a_job_that_kills_its_worker_again_and_again_fails_with_its_history(
+        self, app: LiteQ, tasks: Any, consume: Any, log: str, how: str
+    ) -> None:
+        with consume(app):
+            result = tasks.die(how, log)
+            error = failure_of(result)
+            assert tasks.add(1, 1).get(GET) == 2
+        assert error.error_type == "WorkerCrashed"
+        assert ("exit code 7" if how == "exit" else how) in error.message
+        assert endings(result.job()) == [Ending.CRASHED, Ending.CRASHED]
+
+    def test_a_death_costs_the_neighbours_no_attempt(
+        self, app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any
+    ) -> None:
+        with consume(app, workers=2):
+            neighbour = tasks.wait(str(gate), log)
+            eventually(lambda: lines(log))
+            assert tasks.die_once(log + ".deaths").get(GET) == "alive"
+            gate.touch()
+            assert neighbour.get(GET) == "through"
+        assert (neighbour.job().attempt, neighbour.job().crashes) == (1, 0)

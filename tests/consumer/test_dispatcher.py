@@ -257,7 +257,7 @@ def test_waiting_jobs_expire_though_no_worker_comes_to_them(
         gate.touch()
 
 
-def test_without_shared_duties_the_dead_are_still_looked_after(
+def test_where_no_schedule_is_fired_the_dead_are_still_looked_after(
     app: LiteQ, tasks: Any, consume: Any, consumers: Any, gate: Path, log: str, eventually: Any
 ) -> None:
     result = tasks.wait(str(gate), log)

@@ -6,7 +6,7 @@ import multiprocessing
 from typing import Any
 
 import pytest
-from kinds import KindsContract
+from kinds import CrashContract, KindsContract
 
 
 class TestThread(KindsContract):
@@ -15,7 +15,21 @@ class TestThread(KindsContract):
         return {"worker_type": "thread"}
 
 
-class _Process(KindsContract):
+class TestAsyncio(KindsContract):
+    @pytest.fixture
+    def kind(self) -> dict[str, Any]:
+        return {"worker_type": "asyncio"}
+
+
+@pytest.mark.slow
+class TestGreenlet(KindsContract, CrashContract):
+    @pytest.fixture
+    def kind(self) -> dict[str, Any]:
+        pytest.importorskip("gevent")
+        return {"worker_type": "greenlet"}
+
+
+class _Process(KindsContract, CrashContract):
     start_method = ""
 
     @pytest.fixture

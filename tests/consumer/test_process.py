@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from kinds import GET, GRACE, endings, failure_of
 from workshop import lines
 
 from liteq import ConfigurationError, JobState, LiteQ, TaskRevoked
+from liteq.consumer import scheduler
 from liteq.job import Ending
 
 pytestmark = [
@@ -196,8 +196,12 @@ def test_a_stopped_worker_is_killed_at_its_timeout(app: LiteQ, tasks: Any, consu
         assert tasks.add(1, 1).get(GET) == 2
 
 
-def test_the_kill_waits_for_no_other_event(app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
-    with consume(app, periodic=False):  # without a duty every second, that is
+def test_the_kill_waits_for_no_other_event(
+    app: LiteQ, tasks: Any, consume: Any, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for often in ("EXPIRE_EVERY", "LET_IN_EVERY"):
+        monkeypatch.setattr(scheduler, often, 60.0)
+    with consume(app):
         began = time.monotonic()
         failure_of(tasks.grind("sum", log))
         assert time.monotonic() - began < 3
@@ -357,14 +361,6 @@ def test_a_system_that_has_no_process_left_is_tried_again(
     with consume(app):
         assert tasks.add(1, 1).get(GET) == 2
     assert caplog.text.count("could not be started") == 3
-
-
-def test_no_worker_runs_more_than_its_share(app: LiteQ, tasks: Any, consume: Any) -> None:
-    with consume(app, workers=2):
-        train(tasks.where.map([()] * 200))
-    with consume(app, workers=2, max_tasks=3):
-        shares = Counter(pid for pid, _, _ in tasks.where.map([()] * 30).get(GET))
-    assert max(shares.values()) == 3
 
 
 def test_workers_come_up_once_the_app_is_mended(

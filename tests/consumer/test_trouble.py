@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,31 @@ def locked(path: Path) -> Iterator[None]:
             yield
         finally:
             connection.execute("ROLLBACK")
+
+
+# ── the registration is gone ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_consumer_that_is_not_registered_any_more_finishes_what_runs_and_ends_with_an_error(
+    app: LiteQ, tasks: Any, path: Path, gate: Path, log: str, caplog: pytest.LogCaptureFixture, eventually: Any
+) -> None:
+    consumer = app.create_consumer(workers=2, shutdown_timeout=GET)
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as whatever_happens:
+        whatever_happens.callback(consumer.stop, at_once=True)
+        run = thread.submit(consumer.run)
+        running = tasks.wait(str(gate), log)
+        eventually(lambda: running.state is JobState.RUNNING)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("DELETE FROM liteq_owner")
+        waiting = tasks.echo(1)
+        eventually(lambda: "registration is gone" in caplog.text)
+        gate.touch()
+        with pytest.raises(StorageError, match="not the number of a registered consumer"):
+            run.result(GET)
+    assert running.state is JobState.SUCCEEDED
+    assert waiting.state is JobState.READY
+    with app.run_in_background():
+        assert waiting.get(GET) == 1
 
 
 # ── a full disk ──────────────────────────────────────────────────────────────────────────────────────────

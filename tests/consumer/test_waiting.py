@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kinds import GET
 
-from liteq import JobNotFound, LiteQ, ResultTimeout, StorageError, lifecycle
+from liteq import JobNotFound, LiteQ, ResultTimeout, StorageError, lifecycle, waiting
 from liteq.job import Ending, Job, Outcome
 from liteq.storage.base import ClaimRequest
 from liteq.waiting import SAFETY_POLL, Waiters
@@ -31,7 +31,7 @@ def app(request: pytest.FixtureRequest, path: Any) -> Any:
 
 
 def claim(app: LiteQ, wanted: int) -> list[Job]:
-    return app.storage.turn([], ClaimRequest(1, wanted), time.time()).jobs
+    return app.storage.turn([], ClaimRequest(app.storage.register({}), wanted), time.time()).jobs
 
 
 def succeed(app: LiteQ, jobs: Sequence[Job]) -> None:
@@ -181,6 +181,65 @@ def test_a_storage_that_fails_is_everybodys_to_see_and_not_the_end(
         succeed(app, [job])
         assert answer.result() == job.seq
     assert failures
+
+
+@pytest.mark.parametrize("verb", ["watch", "barrier"])
+def test_a_storage_that_cannot_be_watched_is_asked_now_and_then(
+    app: LiteQ,
+    tasks: Any,
+    verb: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Any,
+) -> None:
+    result = tasks.echo("x")
+    [job] = claim(app, 1)
+    sound, tries = getattr(app.storage, verb), []
+
+    def fail(*_: Any) -> Any:
+        tries.append(time.monotonic())
+        raise StorageError("no more inotify instances")
+
+    monkeypatch.setattr(app.storage, verb, fail)
+    with caplog.at_level("WARNING", "liteq"), ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(result.get, GET)
+        eventually(lambda: len(tries) >= 7)
+        succeed(app, [job])
+        assert answer.result() == job.seq
+    assert tries[-1] - tries[0] >= 0.01 * (1 + 2 + 4 + 8 + 16)
+    [line] = caplog.records
+    assert "no more inotify instances" in line.getMessage()
+    monkeypatch.setattr(app.storage, verb, sound)
+    again = tasks.echo("y")
+    [job] = claim(app, 1)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(again.get, GET)
+        eventually(lambda: has_waiters(app, 1))
+        succeed(app, [job])
+        assert answer.result() == job.seq
+    assert app.engine.waiters._failures == 0
+
+
+def test_closing_does_not_wait_for_a_watcher_that_takes_breath(
+    app: LiteQ, tasks: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise StorageError("cannot be watched")
+
+    monkeypatch.setattr(app.storage, "watch", fail)
+    monkeypatch.setattr(waiting, "FIRST_BREATH", 600.0)
+    monkeypatch.setattr(waiting, "LAST_BREATH", 600.0)
+    tasks.echo("x")
+    [job] = claim(app, 1)
+    first, second = threading.Event(), threading.Event()
+    app.engine.waiters.add(job.seq, first.set)
+    assert first.wait(GET)
+    app.engine.waiters.add(job.seq, second.set)
+    eventually(lambda: app.engine.waiters._failures == 2)
+    assert not second.is_set()
+    app.engine.waiters.close()
+    assert second.is_set()
+    assert watchers() == []
 
 
 def test_a_loop_that_was_closed_harms_nobody_else(app: LiteQ, tasks: Any, eventually: Any) -> None:

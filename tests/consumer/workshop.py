@@ -7,6 +7,9 @@ tasks over a file of their own. A task that tells something tells it by a line i
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import ctypes
 import logging
 import os
 import re
@@ -23,7 +26,13 @@ from liteq import Cancel, Fail, LiteQ, Retry, Snooze
 from liteq.context import TaskContext
 from liteq.job import Job
 
+with contextlib.suppress(ImportError):  # Windows has none
+    import resource
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: The environment variable that tells worker processes where the queue is.
+FILE = "WORKSHOP_FILE"
 
 _tasks: list[tuple[Callable[..., Any], dict[str, Any]]] = []
 
@@ -96,6 +105,17 @@ def say(words: str) -> None:
     logging.getLogger("workshop").info("%s", words)
 
 
+_noted: contextvars.ContextVar[str] = contextvars.ContextVar("noted", default="nobody")
+
+
+@task()
+def remember(name: str) -> list[str]:
+    """Who was noted in this context before, and who is now."""
+    before = _noted.get()
+    _noted.set(name)
+    return [before, _noted.get()]
+
+
 @task()
 def where() -> tuple[int, int, str]:
     """Process, group, thread."""
@@ -124,6 +144,12 @@ def about(task: TaskContext) -> dict[str, Any]:
         "remaining": task.time_remaining(),
         "cancelled": task.is_cancelled(),
     }
+
+
+@task(context=True)
+def slot(task: TaskContext) -> float | None:
+    """For which instant of its schedule it runs."""
+    return None if task.slot is None else task.slot.timestamp()
 
 
 # ── ones that fail ───────────────────────────────────────────────────────────────────────────────────────
@@ -229,6 +255,54 @@ def wait(gate: str, log: str, word: Any = "") -> str:
     wait_at(gate)
     note(log, "ended", word)
     return f"through {word}".strip()
+
+
+@task(max_running=2)
+def one_of_two(log: str, word: Any) -> None:
+    note(log, "began", word)
+    time.sleep(0.002)
+    note(log, "ended", word)
+
+
+@task(max_running=1)
+def alone(gate: str, log: str, word: Any) -> None:
+    """Says which process it is in."""
+    note(log, "began", word, os.getpid())
+    wait_at(gate)
+    note(log, "ended", word)
+
+
+@task(max_running=2, max_crashes=100)
+def on_one_of_two_chairs(chairs: str, log: str, word: Any) -> None:
+    """Notes it if there is no chair: files with a lock each, which the system takes from the dead."""
+    import fcntl
+
+    for number in range(2):
+        with Path(f"{chairs}-{number}").open("w") as chair:
+            try:
+                fcntl.flock(chair, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            time.sleep(0.003)
+            note(log, "sat", word)
+            return
+    note(log, "stood", word)
+
+
+def under_lock(gate: str, log: str, word: Any) -> None:
+    """The same, under a lock that its job has for its whole run; see `build`."""
+    alone(gate, log, word)
+
+
+@task()
+def lock_inside(path: str, gate: str, log: str, word: Any) -> None:
+    """The same, under a lock that it takes by itself."""
+    app = build(path)
+    try:
+        with app.lock_task("inside", wait=True):
+            alone(gate, log, word)
+    finally:
+        app.close()
 
 
 @task()
@@ -342,6 +416,38 @@ async def await_at(gate: str, log: str) -> None:
         await asyncio.sleep(0.002)
 
 
+@task(timeout=0.3)
+async def aclean_up(log: str) -> None:
+    """Use a timeout as it is meant, in a coroutine."""
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        note(log, "cancelled")
+        raise
+    finally:
+        note(log, "tidied up")
+
+
+@task(context=True)
+async def await_revoke(gate: str, task: TaskContext) -> str:
+    """`wait_for_revoke` as a coroutine."""
+    task.progress(1, 4, "a quarter")
+    while not task.is_cancelled():
+        if Path(gate).exists():
+            return f"the gate opened for {task.id}"
+        await asyncio.sleep(0.002)
+    return "revoked"
+
+
+@task()
+async def aremember(name: str) -> list[str]:
+    """Who was noted here before, and who is after a wait."""
+    before = _noted.get()
+    _noted.set(name)
+    await asyncio.sleep(0.001)
+    return [before, _noted.get()]
+
+
 @task()
 async def loop_id() -> int:
     """Which loop this is: one worker keeps its own."""
@@ -377,6 +483,70 @@ def die_if(fatal: bool, log: str, word: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)
     note(log, word)
+
+
+@task(max_crashes=2)
+def crash(how: str, megabytes: int = 0, seconds: float = 0.0) -> None:
+    """Log, use so much, die."""
+    logger = logging.getLogger("workshop.crash")
+    for number in range(30):
+        logger.info("line %d", number)
+    used = bytearray(megabytes << 20)
+    used[::4096] = bytes([1]) * len(used[::4096])
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+    logger.warning("dies by %s", how)
+    if how == "exit":
+        os._exit(7)
+    if how == "wild pointer":
+        ctypes.string_at(0)
+    if how == "hang":
+        sum(range(10**10))
+    if how == "limit":  # the kernel kills it, as it does for memory
+        resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
+        sum(range(10**10))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task()
+def pass_or_grind(grinds: float, log: str, word: Any) -> None:
+    """Nothing at all, usually; or stay in C, for ever or for about so many seconds, and hold the interpreter."""
+    if grinds is True:
+        note(log, "grinds")
+        sum(range(10**11))
+    if grinds:
+        sum(range(int(grinds * 5 * 10**7)))
+    note(log, word)
+
+
+@task()
+def log_and_wait(gate: str, log: str) -> None:
+    logging.getLogger("workshop").info("I am here")
+    note(log, "began", os.getpid())
+    wait_at(gate)
+
+
+_kept: list[bytearray] = []
+
+
+@task()
+def grow(megabytes: int) -> int:
+    """Leave memory behind."""
+    kept = bytearray(megabytes << 20)
+    kept[::4096] = bytes([1]) * len(kept[::4096])
+    _kept.append(kept)
+    return os.getpid()
+
+
+@task(max_crashes=3)
+def die_then_wait(fatal: bool, log: str, gate: str) -> None:
+    """Nothing at all, usually; the worker's death at first if fatal, and then a wait."""
+    if fatal:
+        note(log, os.getpid())
+        if len(lines(log)) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        wait_at(gate)
 
 
 @task()
@@ -497,6 +667,7 @@ def build(path: str | Path, *, wise: bool = False, **options: Any) -> LiteQ:
     for function, chosen in _tasks:
         app.task(**chosen)(function)
     app.task(enqueue_another(app))
+    app.task(app.lock_task("workshop", wait=True)(under_lock))
     if wise:
         app.task(news)
     app.pre_execute()(before)
@@ -522,6 +693,6 @@ def tasks_of(app: LiteQ) -> Any:
     return SimpleNamespace(**{name.removeprefix("workshop."): task for name, task in app.tasks.items()})
 
 
-# Only worker processes use these, for the tasks; nobody enqueues here.
-app = build("unused.db")
+# Only worker processes use these, for the tasks; nobody enqueues here. A task that asks its app needs the real file.
+app = build(os.environ.get(FILE, "unused.db"))
 wiser = build("unused.db", wise=True)

@@ -39,6 +39,11 @@ def add(a, b):
 def pid():
     return os.getpid()
 
+@app.task(max_crashes=2)
+def die():
+    logging.getLogger("shop").warning("now\\x1b it ends")
+    os.kill(os.getpid(), 9)
+
 @app.task
 def hold(gate):
     pathlib.Path(f"{gate}.entered").touch()

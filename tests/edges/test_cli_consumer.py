@@ -119,6 +119,20 @@ def test_a_worker_is_replaced_after_so_many_jobs(shop: Shop) -> None:
     assert len(set(results.get(timeout=0))) >= 2
 
 
+def test_a_worker_is_replaced_for_its_memory(shop: Shop) -> None:
+    pids = [shop.task("pid")() for _ in range(2)]
+    done = shop.consume("-k", "process", "--max-memory", "1")  # less than any worker has
+    assert done.returncode == 0
+    assert len({one.get(timeout=0) for one in pids}) >= 1
+    assert "replaced for its memory" in done.stderr
+
+
+def test_threads_cannot_be_replaced_for_their_memory(shop: Shop) -> None:
+    for done in (shop.consume("--max-memory", "100"), shop.consume(LITEQ_MAX_MEMORY="100")):
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "max_memory is for process workers" in done.stderr
+
+
 def test_queues_are_emptied_in_the_order_of_preference_and_others_left_alone(shop: Shop) -> None:
     notes = shop.directory / "notes"
     for queue in ("third", "second", "first"):
@@ -128,12 +142,12 @@ def test_queues_are_emptied_in_the_order_of_preference_and_others_left_alone(sho
     assert shop.app.queues() == {"third": 1}
 
 
-@pytest.mark.parametrize(("option", "state"), [([], "expired"), (["-n"], "ready")])
-def test_expired_jobs_of_other_queues_are_ended_unless_told_not_to(shop: Shop, option: list[str], state: str) -> None:
+@pytest.mark.parametrize("option", [[], ["-n"]])
+def test_expired_jobs_of_other_queues_are_ended_also_where_no_schedule_is_fired(shop: Shop, option: list[str]) -> None:
     job = shop.task("add").using(queue="other", expires=0)(1, 2)
     shop.task("add")(1, 2)
     assert shop.consume("-q", "default", *option).returncode == 0
-    assert job.state == state
+    assert job.state == "expired"
 
 
 def test_a_burst_ends_when_nothing_is_due(shop: Shop) -> None:

@@ -181,6 +181,23 @@ def test_show_tells_every_attempt_with_its_error_and_traceback(liteq: Liteq, his
     assert "attempt 2: failed" in shown
 
 
+def test_show_tells_what_is_known_of_a_crash(liteq: Liteq, shop: Shop) -> None:
+    job = shop.task("die").using(max_crashes=2)().id
+    assert shop.consume("-k", "process").returncode == 0
+    for attempt in liteq("show", job, "--json").record["attempts"]:
+        assert (attempt["ending"], attempt["details"]) == ("crashed", "killed by SIGKILL")
+        assert attempt["log"].endswith("WARNING shop: now\x1b it ends")
+        assert attempt["cpu_time"] >= 0
+        assert attempt["peak_rss"] > 2**20
+        assert attempt["took"] >= 0
+    shown = liteq("show", job).out
+    assert shown.count("its worker process died: killed by SIGKILL\n    killed by SIGKILL\n") == 2
+    assert shown.count("    the last lines that it logged:\n") == 2
+    assert "WARNING shop: now\\x1b it ends\n" in shown
+    assert "s of CPU time, " in shown
+    assert " MB of memory at its peak\n" in shown
+
+
 def test_show_tells_the_result(liteq: Liteq, history: dict[str, str]) -> None:
     record = liteq("show", history["succeeded"], "--json").record
     assert (record["result"], record["result_size"]) == ("5", 1)
@@ -287,6 +304,85 @@ def test_revoke_and_restore_a_waiting_job(liteq: Liteq, shop: Shop, history: dic
     assert liteq("restore", history["ready"], "--json").record == {"id": history["ready"], "state": "ready"}
 
 
+@pytest.mark.parametrize(
+    ("target", "options", "number"),
+    [
+        ("shop.db", [], 5),
+        ("shop.db", ["--task", "shop.add"], 4),
+        ("shop.db", ["--queue", "slow"], 1),
+        ("shop.db", ["--queue", "nobody's"], 0),
+        ("shop.app", ["--where", "a=7"], 3),
+        ("shop.app", ["--where", "a=7", "--where", "b=text"], 1),
+        ("shop.app", ["--where", 'a="7"'], 0),
+        ("shop.app", ["--task", "shop.add", "--queue", "slow", "--where", "a=7"], 1),
+        ("shop.app", ["--where", 'b={"x": [1]}'], 1),
+    ],
+)
+def test_revoke_all_takes_what_the_options_name(shop: Shop, target: str, options: list[str], number: int) -> None:
+    add = shop.app.task(name="shop.add")(lambda a, b: None)
+    for arguments in ((7, 1), (7, "text"), (8, {"x": [1]})):
+        add(*arguments)
+    add.using(queue="slow", delay=60)(b=2, a=7)
+    shop.task("note")("path", "text")
+    done = shop.liteq("revoke", target, "--all", "--json", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {"revoked": number}
+    assert shop.app.counts()["revoked"] == number
+
+
+def test_revoke_all_stops_those_that_run_in_any_process(shop: Shop, eventually: Eventually) -> None:
+    gates = [shop.gate("first"), shop.gate("second")]
+    jobs = [shop.task("hold")(str(gate)) for gate in gates]
+    for _ in gates:
+        shop.consumer("-k", "process")
+    for gate in gates:
+        eventually(has_entered(gate))
+    done = shop.liteq("revoke", "shop.app", "--all", "--terminate", "--where", f"gate={gates[0]}", "--json")
+    assert json.loads(done.stdout) == {"revoked": 1}
+    done = shop.liteq("revoke", "shop.db", "--all", "--terminate", "--json")
+    assert json.loads(done.stdout) in ({"revoked": 1}, {"revoked": 2})
+    eventually(lambda: all(job.is_ready() for job in jobs))
+    assert [job.state for job in jobs] == ["revoked"] * 2
+
+
+def test_revoke_all_says_how_many(liteq: Liteq, history: dict[str, str]) -> None:
+    assert liteq("revoke", "--all").out == "2 jobs revoked\n"
+    assert liteq("revoke", "--all").out == "0 jobs revoked\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["1", "--all"],
+        ["1", "--queue", "default"],
+        ["1", "--task", "t"],
+        ["1", "--where", "a=1"],
+        ["--all", "--where", "a=1"],
+    ],
+)
+def test_revoke_of_what_makes_no_sense_is_exit_code_2(
+    liteq: Liteq, history: dict[str, str], arguments: list[str]
+) -> None:
+    answer = liteq("revoke", *arguments)
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--where", "a"], "takes NAME=VALUE"),
+        (["--where", "=1"], "takes NAME=VALUE"),
+        (["--task", "shop.add", "--where", "c=1"], "has no argument 'c'"),
+        (["--task", "shop.ad", "--where", "a=1"], "no task named 'shop.ad'"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_exit_code_2(shop: Shop, options: list[str], said: str) -> None:
+    done = shop.liteq("revoke", "shop.app", "--all", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
 @pytest.mark.parametrize(("command", "state"), [("revoke", "succeeded"), ("restore", "ready")])
 def test_what_cannot_be_done_to_a_job_is_a_sentence_and_exit_code_1(
     liteq: Liteq, history: dict[str, str], command: str, state: str
@@ -347,10 +443,12 @@ def test_info_counts_jobs_by_state_and_queue(liteq: Liteq, shop: Shop, history: 
     assert seen["jobs"] == dict.fromkeys(seen["jobs"], 0) | dict.fromkeys(history, 1)
     assert seen["queues"] == {"mail": {"ready": 1, "paused": False}, "slow": {"ready": 0, "paused": True}}
     assert (seen["location"], seen["size"] > 0, seen["version"]) == (str(shop.file), True, __version__)
+    assert seen["schema"] == shop.app.storage.schema_version()
     assert datetime.fromisoformat(seen["next_due_at"]) == shop.app.job(history["scheduled"]).run_at
     assert seen["consumers"] == []
     shown = liteq("info").out
     assert str(shop.file) in shown
+    assert f"schema    {seen['schema']}\n" in shown
     assert "no consumer" in shown
 
 

@@ -16,11 +16,12 @@ OPTIONS = [
     ("queues", "--queues", "a, b", "c", ("a", "b")),
     ("logfile", "--logfile", "a.log", "b.log", "a.log"),
     ("max_tasks", "--max-tasks", "100", "7", 100),
+    ("max_memory", "--max-memory", "500", "7", 500),
     ("shutdown_timeout", "--shutdown-timeout", "1m", "3", 60.0),
     ("start_method", "--start-method", "spawn", "fork", "spawn"),
     ("pidfile", "--pidfile", "a.pid", "b.pid", "a.pid"),
 ]
-SWITCHES = ["no_periodic", "verbose", "quiet", "simple", "json_logs", "burst"]
+SWITCHES = ["no_periodic", "verbose", "quiet", "simple", "json_logs", "burst", "reload"]
 
 
 def variable(name: str) -> str:

@@ -10,7 +10,19 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from liteq import Job, JobState, LiteQ, Progress, Result, ResultGroup, Signature, TaskContext, TaskFailed
+from liteq import (
+    Job,
+    JobState,
+    LiteQ,
+    Progress,
+    Result,
+    ResultGroup,
+    Schedule,
+    Signature,
+    TaskContext,
+    TaskFailed,
+    every,
+)
 
 app = LiteQ("app.db", timezone=UTC, durability="normal", result_ttl=timedelta(days=1), failed_ttl=None)
 
@@ -109,6 +121,45 @@ def options_are_checked() -> None:
     app.task(retries="3")  # type: ignore[call-overload]
     app.task(retrys=3)  # type: ignore[call-overload]
     app.task(add, retries=3)  # type: ignore[call-overload]
+
+
+@app.periodic_task("0 3 * * *", catch_up="all", args=(1,), queue="night")
+def nightly(day: int) -> str:
+    return str(day)
+
+
+@app.periodic_task(every(30), context=True)
+def tick(task: TaskContext) -> None:
+    assert_type(task.slot, datetime | None)
+
+
+def schedules_are_typed() -> None:
+    assert_type(nightly(1), Result[str])
+    assert_type(tick(), Result[None])
+    assert_type(app.schedules.list(), list[Schedule])
+    assert_type(app.schedules.get("x").next_run, datetime | None)
+    assert_type(app.schedules.pause("x"), bool)
+    nightly("1")  # type: ignore[arg-type]
+    app.periodic_task(30)  # type: ignore[call-overload]
+    app.periodic_task("@daily", catch_up="some")  # type: ignore[call-overload]
+    app.periodic_task("@daily", overlaps="skip")  # type: ignore[call-overload]
+
+
+@app.task(max_running=2, max_running_key="{account}")
+@app.lock_task("ledger", wait=True)
+def book(account: str) -> int:
+    return len(account)
+
+
+def locks_keep_the_types() -> None:
+    assert_type(book("a"), Result[int])
+    book(1)  # type: ignore[arg-type]
+    app.limits.set(book, 3)
+    app.limits.set(book, "3")  # type: ignore[arg-type]
+    assert_type(app.is_locked("ledger"), bool)
+    assert_type(app.flush_locks("ledger"), set[str])
+    app.lock_task("ledger", slots="3")  # type: ignore[arg-type]
+    app.task(max_running="3")  # type: ignore[call-overload]
 
 
 def a_call_can_be_kept_for_later() -> None:

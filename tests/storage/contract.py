@@ -24,11 +24,13 @@ from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import pytest
+from gates_contract import GatesContract
+from schedule_contract import ScheduleContract
 
 from liteq import lifecycle
 from liteq.errors import StorageError
-from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Outcome, Progress
-from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Transition
+from liteq.job import FINISHED, WAITING, Attempt, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Policy, Transition
 from liteq.retry import RetryDelay
 from liteq.storage.base import ClaimRequest, Storage
 from liteq.storage.watch import Change
@@ -62,7 +64,14 @@ def add_many(storage: Storage, number: int, **fields: Any) -> list[Job]:
 def claim(
     storage: Storage, wanted: int = 1000, *, owner: int = 1, queues: tuple[str, ...] | None = None, now: float = NOW
 ) -> list[Job]:
-    return storage.turn([], ClaimRequest(owner, wanted, queues), now).jobs
+    return storage.turn([], request(storage, owner, wanted, queues), now).jobs
+
+
+def request(storage: Storage, owner: int = 1, wanted: int = 1, queues: tuple[str, ...] | None = None) -> ClaimRequest:
+    """What a consumer of this number asks for. Where none was registered yet, as many are as it takes."""
+    while max((one.number for one in storage.owners()), default=0) < owner:
+        storage.register({})
+    return ClaimRequest(owner, wanted, queues)
 
 
 def claim_one(storage: Storage, **options: Any) -> Job:
@@ -169,7 +178,7 @@ def at_once(function: Callable[[int], T], threads: int = THREADS) -> list[T]:
         sys.setswitchinterval(interval)
 
 
-class StorageContract:
+class StorageContract(GatesContract, ScheduleContract):
     """The promises. Not collected by itself: subclasses give the fixtures."""
 
     #: Whether a watch is told of a death at once; where the system cannot, the dead are found by looking for them.
@@ -359,6 +368,23 @@ class StorageContract:
         assert len(stored) == len({*others, job_id})
         assert storage.get(job_id) == stored[job_id]
 
+    def test_adding_tells_which_jobs_were_there_already(self, storage: Storage) -> None:
+        assert storage.add([]).known == set()
+        assert storage.add([new()]).known == set()
+        assert storage.add([new(), new()]).known == set()
+        assert storage.add([new(id="a")]).known == set()
+        assert storage.add([new(id="a")]).known == {0}  # at the very same moment, with the very same fields
+        mixed = storage.add([new(), new(id="b"), new(id="a"), new(id="b"), new(), new(id="c")])
+        assert mixed.known == {2, 3}
+        assert mixed[1] == mixed[3]
+
+    def test_of_threads_that_choose_the_same_id_at_once_one_is_told_that_it_is_new(
+        self, storage: Storage, reopen: Callable[[], Storage]
+    ) -> None:
+        handles = [storage, reopen()]
+        added = at_once(lambda thread: [handles[thread % 2].add([new(id=f"x{n}")]).known for n in range(10)])
+        assert all(sum(not known[number] for known in added) == 1 for number in range(10))
+
     def test_threads_that_choose_the_same_id_at_once_get_the_same_job(self, storage: Storage) -> None:
         answers = at_once(lambda thread: [storage.add([new(f"t{thread}", id=f"x{n}")])[0] for n in range(10)])
         assert all(answer == answers[0] for answer in answers)
@@ -480,6 +506,7 @@ class StorageContract:
     ) -> None:
         handles = [storage, reopen()]
         jobs = storage.add([new(queue="abc"[number % 3]) for number in range(400)])
+        request(storage, owner=THREADS)  # registers them
 
         def work(thread: int) -> list[Job]:
             own: list[Job] = []
@@ -498,13 +525,14 @@ class StorageContract:
 
     def test_claiming_and_finishing_at_once_runs_each_job_once(self, storage: Storage) -> None:
         jobs = storage.add([new(priority=number % 3) for number in range(300)])
+        owners = [storage.register({}) for _ in range(THREADS)]
 
         def work(thread: int) -> tuple[list[int], list[bool]]:
             ran: list[int] = []
             answers: list[bool] = []
             transitions: list[Transition] = []
             while True:
-                turn = storage.turn(transitions, ClaimRequest(thread + 1, 5), NOW)
+                turn = storage.turn(transitions, ClaimRequest(owners[thread], 5), NOW)
                 answers += turn.applied
                 if not turn.jobs:
                     return ran, answers
@@ -548,7 +576,7 @@ class StorageContract:
         assert storage.turn([], None, NOW).next_due is None
         jobs = add(storage, new(due=NOW + 20), new(due=NOW + 10), new(due=NOW + 30), new())
         assert storage.next_due() == NOW + 10
-        assert storage.turn([], ClaimRequest(1, 5), NOW + 10).next_due == NOW + 20
+        assert storage.turn([], request(storage, 1, 5), NOW + 10).next_due == NOW + 20
         assert apply_one(storage, lifecycle.revoke(jobs[0], NOW))
         assert storage.next_due() == NOW + 30
         assert storage.turn([], None, NOW + 30).next_due is None
@@ -564,7 +592,7 @@ class StorageContract:
         add(storage, new())
         running = claim_one(storage)
         back = lifecycle.release(running)._replace(target=JobState.SCHEDULED, due=NOW + 1)
-        turn = storage.turn([back], ClaimRequest(2, 1), NOW + 1)
+        turn = storage.turn([back], request(storage, 2), NOW + 1)
         assert (turn.applied, seqs(turn.jobs), turn.next_due) == ([True], [running.seq], None)
         assert turn.jobs[0].due == NOW + 1
 
@@ -703,10 +731,45 @@ class StorageContract:
         assert storage.apply([*done, done[1]], NOW) == [True, True, True, False]
         assert storage.counts()[JobState.SUCCEEDED] == 3
 
+    def test_a_success_in_its_short_form_ends_a_job_like_the_long_form(self, storage: Storage) -> None:
+        add(storage, new(), new(priority=3))
+        short, long = claim(storage)
+        result = {"result": b"5"}
+        success = lifecycle.succeed(short, outcome(short, Ending.SUCCEEDED, **result))
+        turn = storage.turn([decided(long, Ending.SUCCEEDED, **result)], None, NOW + 2, successes=[success])
+        assert (turn.applied, set(turn.lost)) == ([True], set())
+        same = {"seq": 0, "id": "", "priority": 0}
+        assert again(storage, short)._replace(**same) == again(storage, long)._replace(**same)
+        assert again(storage, short).state is JobState.SUCCEEDED
+
+    def test_hundreds_of_successes_settle_in_one_turn_whatever_their_claim_numbers(self, storage: Storage) -> None:
+        add_many(storage, 333)
+        for job in claim(storage)[::3]:
+            assert apply_one(storage, lifecycle.release(job))
+        claim(storage)
+        running = storage.find(JobFilter(states=frozenset({JobState.RUNNING})))
+        assert {job.claim for job in running} == {1, 2}
+        successes = [lifecycle.succeed(job, outcome(job, Ending.SUCCEEDED)) for job in running]
+        assert not storage.turn([], None, NOW, {running[0].seq: Progress(1.0)}, successes).lost
+        assert storage.counts() == dict.fromkeys(JobState, 0) | {JobState.SUCCEEDED: 333}
+        assert {job.claim for job in storage.find(JobFilter())} == {1, 2}
+        assert again(storage, running[0]).progress is None
+
+    def test_a_stale_success_is_dropped_and_its_neighbours_hold(self, storage: Storage) -> None:
+        add_many(storage, 100)
+        claimed = claim(storage)
+        stale = claimed[3::10]
+        assert storage.apply([lifecycle.release(job) for job in stale], NOW) == [True] * 10
+        successes = [lifecycle.succeed(job, outcome(job, Ending.SUCCEEDED)) for job in claimed]
+        turn = storage.turn([], request(storage, 1, 1000), NOW, successes=[*successes, successes[0]])
+        assert set(turn.lost) == {*seqs(stale), claimed[0].seq}
+        assert seqs(turn.jobs) == seqs(stale)
+        assert storage.counts() == dict.fromkeys(JobState, 0) | {JobState.SUCCEEDED: 90, JobState.RUNNING: 10}
+
     def test_a_job_given_back_can_be_claimed_in_the_same_turn(self, storage: Storage) -> None:
         add(storage, new())
         running = claim_one(storage, owner=1)
-        turn = storage.turn([lifecycle.release(running)], ClaimRequest(2, 1), NOW + 1)
+        turn = storage.turn([lifecycle.release(running)], request(storage, 2), NOW + 1)
         assert turn.applied == [True]
         assert turn.jobs == [running._replace(owner=2, claim=2, attempt=1, started=NOW + 1)]
 
@@ -787,7 +850,13 @@ class StorageContract:
         failed = settle(
             storage, claim_one(storage), Ending.FAILED, error_type=text, message=text, traceback=text, details=text
         )
-        assert failed.attempts[0][4:] == (text,) * 4
+        assert failed.attempts[0][4:8] == (text,) * 4
+
+    @pytest.mark.parametrize("death", [None, Death(), Death(1 << 40, 0.25, "line 1\nline 2"), Death(log="é\0")])
+    def test_what_is_known_of_a_workers_death_is_kept(self, storage: Storage, death: Death | None) -> None:
+        add(storage, new())
+        failed = settle(storage, claim_one(storage), Ending.CRASHED, policy=Policy(max_crashes=1), death=death)
+        assert failed.attempts[0][8:] == (death or Death())
 
     def test_history_without_a_start_is_kept(self, storage: Storage) -> None:
         add(storage, new())
@@ -894,7 +963,7 @@ class StorageContract:
 
     def test_progress_of_a_job_that_does_not_run_is_dropped(self, storage: Storage) -> None:
         [job] = add(storage, new())
-        turn = storage.turn([], ClaimRequest(1, 1), NOW, {job.seq: Progress(1.0), 999: Progress(2.0)})
+        turn = storage.turn([], request(storage), NOW, {job.seq: Progress(1.0), 999: Progress(2.0)})
         assert turn.jobs[0].progress is None
         assert again(storage, job).progress is None
         storage.turn([decided(turn.jobs[0], Ending.SUCCEEDED)], None, NOW, {job.seq: Progress(3.0)})
@@ -910,6 +979,18 @@ class StorageContract:
         if after.state is JobState.SCHEDULED:
             assert claim_one(storage, now=NOW + 99).progress is None
             assert again(storage, running).progress is None
+
+    def test_progress_of_a_job_that_runs_for_another_by_now_is_dropped(self, storage: Storage) -> None:
+        add(storage, new())
+        stale = claim_one(storage, owner=1)
+        storage.turn([], request(storage, 1, 0), NOW, {stale.seq: Progress(1.0)})
+        assert again(storage, stale).progress == Progress(1.0)
+        storage.apply([lifecycle.release(stale)], NOW)  # taken away from a consumer that was thought dead
+        running = claim_one(storage, owner=2)
+        storage.turn([], request(storage, 2, 0), NOW, {running.seq: Progress(3.0)})
+        storage.turn([], request(storage, 1, 0), NOW, {stale.seq: Progress(2.0)})
+        storage.turn([], request(storage, 1, 5), NOW, {stale.seq: Progress(2.0)})
+        assert again(storage, running).progress == Progress(3.0)
 
     def test_refused_transitions_leave_progress_alone(self, storage: Storage) -> None:
         add(storage, new())
@@ -1119,7 +1200,7 @@ class StorageContract:
         used: list[int] = []
         for round_ in range(4):
             used += seqs([*add(storage, new()), *add_many(storage, round_), *add(storage, new(id="x"))])
-            succeed(storage, claim(storage))
+            succeed(storage, claim(storage, owner=storage.register({})))
             assert storage.remove(JobFilter()) == 2 + round_
             assert storage.find(JobFilter()) == []
             storage.close()
@@ -1133,6 +1214,25 @@ class StorageContract:
         assert (storage.queues(), storage.find(JobFilter(queue=""))) == ({}, [])
         assert storage.finished([done.seq]) == {done.seq}
         assert claim(storage) == []
+
+    # ── where jobs stand ─────────────────────────────────────────────────────────────────────────────
+
+    def test_standing_tells_where_unfinished_jobs_are_and_leaves_out_the_others(self, storage: Storage) -> None:
+        states = [state for state in JobState if state is not JobState.READY]
+        jobs = {state: bring(storage, state) for state in [*states, JobState.READY]}
+        standing = storage.standing([*(job.seq for job in jobs.values()), 999_999])
+        assert {seq: (one.seq, one.state) for seq, one in standing.items()} == {
+            job.seq: (job.seq, state) for state, job in jobs.items() if state not in FINISHED
+        }
+        for seq, one in standing.items():
+            job = next(job for job in jobs.values() if job.seq == seq)
+            assert (one.queue, one.due, one.claim, one.owner) == (job.queue, job.due, job.claim, job.owner)
+            assert one.reason == (job.reason if one.state is JobState.BLOCKED else None)
+
+    def test_standing_tells_of_every_running_job_unasked(self, storage: Storage) -> None:
+        running = [bring(storage, JobState.RUNNING) for _ in range(3)]
+        bring(storage, JobState.READY)
+        assert storage.standing(()).keys() == {job.seq for job in running}
 
     # ── marks ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -1171,12 +1271,13 @@ class StorageContract:
             assert set(storage.marks(prefix)) == {key for key in keys if key.startswith(prefix)}
 
     def test_a_turn_shows_what_is_revoked_and_cancelled(self, storage: Storage) -> None:
-        shown = {REVOKE_MARK + "t": "1", CANCEL_MARK + "7": "", REVOKE_MARK: "2"}
+        shown = {REVOKE_MARK + "t": "1", CANCEL_MARK + "7": "", REVOKE_MARK: "2", STACK_MARK + "1:7:x": "?"}
         for key, value in {**shown, PAUSE_MARK + "q": "", "revoke": "", "Revoke:x": "", "x:revoke:": ""}.items():
             storage.swap(key, None, value)
         assert dict(storage.turn([], None, NOW).marks) == shown
         storage.swap(CANCEL_MARK + "7", "", None)
-        assert dict(storage.turn([], ClaimRequest(1, 1), NOW).marks) == {REVOKE_MARK + "t": "1", REVOKE_MARK: "2"}
+        del shown[CANCEL_MARK + "7"]
+        assert dict(storage.turn([], request(storage), NOW).marks) == shown
 
     def test_the_marks_of_a_turn_do_not_change_afterwards(self, storage: Storage) -> None:
         storage.swap(REVOKE_MARK + "t", None, "1")
@@ -1279,6 +1380,30 @@ class StorageContract:
             assert (owner.number, dict(owner.info), owner.alive) == (number, info, True)
             assert handle.dead_owners() == []
 
+    def test_nothing_is_claimed_for_one_who_is_not_registered(self, storage: Storage) -> None:
+        add_many(storage, 3)
+        [job] = claim(storage, 1)
+        gone = storage.register({})
+        storage.unregister(gone)
+        before = everything(storage)
+        end = decided(job, Ending.SUCCEEDED)
+        for stranger in (gone, gone + 7, -1):
+            with pytest.raises(StorageError, match=f"{stranger} is not the number of a registered consumer"):
+                storage.turn([end], ClaimRequest(stranger, 1), NOW)
+        assert everything(storage) == before
+        assert storage.turn([end], ClaimRequest(gone, 0), NOW).applied == [True]
+
+    def test_a_dead_consumer_that_has_jobs_is_registered_until_it_is_forgotten(
+        self, storage: Storage, perish: Callable[[int], int]
+    ) -> None:
+        add_many(storage, 2)
+        dead = perish(1)
+        [job] = storage.find(JobFilter(owner=dead))
+        storage.apply([lifecycle.release(job)], NOW)
+        assert storage.forget(dead)
+        with pytest.raises(StorageError, match="registered"):
+            storage.turn([], ClaimRequest(dead, 1), NOW)
+
     def test_owner_numbers_are_never_given_again(self, storage: Storage) -> None:
         numbers = []
         for _ in range(4):
@@ -1369,7 +1494,7 @@ class StorageContract:
         [
             lambda storage: storage.add([new()]),
             lambda storage: storage.add([new(id="x")]),
-            lambda storage: storage.turn([], ClaimRequest(1, 1), NOW),
+            lambda storage: storage.turn([], request(storage), NOW),
             lambda storage: storage.turn([], None, NOW + 1000),
             lambda storage: storage.swap("k", None, "v"),
             lambda storage: storage.remove(JobFilter()),

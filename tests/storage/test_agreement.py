@@ -24,10 +24,12 @@ from hypothesis.stateful import (
 )
 
 from liteq import lifecycle
+from liteq.errors import StorageError
 from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Outcome, Progress
-from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Transition
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Success, Transition
 from liteq.retry import RetryDelay
-from liteq.storage.base import ClaimRequest, Owner, Storage, Turn
+from liteq.schedule import Schedule
+from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Storage, Turn
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.sqlite import SqliteStorage
 
@@ -40,6 +42,7 @@ CONTESTANTS: dict[str, Callable[[Path], Storage]] = {
 NOW = 1_700_000_000.0
 
 QUEUES = ["a", "b", "Ä"]
+SCHEDULES = ["s", "Š"]
 TASKS = ["t", "u"]
 KEYS = [PAUSE_MARK + "a", PAUSE_MARK + "b", REVOKE_MARK + "t", CANCEL_MARK + "1", "other"]
 VALUES = [None, Revocation().dumps(), Revocation(once=True).dumps(), ""]
@@ -68,7 +71,7 @@ new_jobs = st.builds(
     st.sampled_from([b"", b"p", b"\0\xff"]),
 )
 requests = st.builds(
-    ClaimRequest,
+    lambda owner, wanted, queues: ClaimRequest(owner, wanted, queues),
     st.integers(1, 3),
     st.integers(0, 4),
     st.one_of(st.none(), st.lists(st.sampled_from([*QUEUES, "none"]), max_size=3).map(tuple)),
@@ -100,12 +103,24 @@ def plain(answer: Any) -> Any:
         generated = answer.id.partition("-")[0] == str(answer.seq) and len(answer.id.partition("-")[2]) == 10
         return answer._replace(id="generated" if generated else answer.id)
     if isinstance(answer, Turn):
-        return answer.applied, plain(answer.jobs), answer.next_due, dict(answer.marks)
+        return answer.applied, plain(answer.jobs), answer.next_due, dict(answer.marks), set(answer.lost)
     if isinstance(answer, Owner):
         return answer.number, dict(answer.info), answer.alive
+    if isinstance(answer, Added):
+        return [plain(one) for one in answer], answer.known
     if isinstance(answer, list):
         return [plain(one) for one in answer]
     return answer
+
+
+REFUSED = "refused"
+
+
+def answered(question: Callable[[Storage], Any], storage: Storage) -> Any:
+    try:
+        return question(storage)
+    except StorageError:
+        return REFUSED
 
 
 class Agreement(RuleBasedStateMachine):
@@ -122,6 +137,8 @@ class Agreement(RuleBasedStateMachine):
             home = Path(self.directory.name) / name
             home.mkdir()
             self.storages[name] = make(home)
+            for _ in range(2):
+                self.storages[name].register({})
         self.now = NOW
         self.seen: list[Job] = []
 
@@ -133,7 +150,7 @@ class Agreement(RuleBasedStateMachine):
 
     def ask(self, question: Callable[[Storage], Any]) -> Any:
         """Put a question to every storage, and answer with the answer they agree on."""
-        answers = {name: question(storage) for name, storage in self.storages.items()}
+        answers = {name: answered(question, storage) for name, storage in self.storages.items()}
         expected = plain(answers["memory"])
         for name, answer in answers.items():
             assert plain(answer) == expected, f"{name} disagrees with the specification"
@@ -144,10 +161,19 @@ class Agreement(RuleBasedStateMachine):
         transitions: Sequence[Transition | None],
         request: ClaimRequest | None = None,
         progress: dict[int, Progress] | None = None,
+        successes: Sequence[Success] = (),
     ) -> None:
         moves = [transition for transition in transitions if transition is not None]
-        turn = self.ask(lambda storage: storage.turn(moves, request, self.now, progress))
-        self.remember(turn.jobs)
+        if request is not None:
+            request = request._replace(owner=self.owner(request.owner))
+        turn = self.ask(lambda storage: storage.turn(moves, request, self.now, progress, successes))
+        if turn is not REFUSED:
+            self.remember(turn.jobs)
+
+    def owner(self, number: int) -> int:
+        """One of those that are registered, mostly."""
+        known = [owner.number for owner in self.storages["memory"].owners()]
+        return known[number % len(known)] if known and number < 3 else number
 
     def remember(self, jobs: Sequence[Job]) -> None:
         self.seen = [*self.seen, *jobs][-30:]
@@ -184,11 +210,18 @@ class Agreement(RuleBasedStateMachine):
         policy=st.sampled_from(POLICIES),
         request=st.one_of(st.none(), requests),
         cancelled=st.booleans(),
+        short=st.booleans(),
     )
     def settle(
-        self, data: st.DataObject, endings: list[Ending], policy: Policy, request: ClaimRequest | None, cancelled: bool
+        self,
+        data: st.DataObject,
+        endings: list[Ending],
+        policy: Policy,
+        request: ClaimRequest | None,
+        cancelled: bool,
+        short: bool,
     ) -> None:
-        transitions = []
+        transitions, successes = [], []
         for ending in endings:
             job = self.draw_job(data)
             outcome = Outcome(
@@ -201,8 +234,11 @@ class Agreement(RuleBasedStateMachine):
                 *(("", "", "") if ending is Ending.SUCCEEDED else ("E", "message", "trace\0back")),
                 delay=data.draw(st.sampled_from([None, 0.0, 3.0]), label="delay"),
             )
-            transitions.append(lifecycle.decide(job, policy, outcome, self.now, cancelled=cancelled))
-        self.turn(transitions, request, {job.seq: Progress(1.0) for job in self.seen[-3:]})
+            if short and ending is Ending.SUCCEEDED:
+                successes.append(lifecycle.succeed(job, outcome))
+            else:
+                transitions.append(lifecycle.decide(job, policy, outcome, self.now, cancelled=cancelled))
+        self.turn(transitions, request, {job.seq: Progress(1.0) for job in self.seen[-3:]}, successes)
 
     @precondition(lambda self: self.storages["memory"].counts()[JobState.RUNNING])
     @rule(data=st.data(), ending=st.sampled_from([Ending.SUCCEEDED, Ending.FAILED]), request=requests)
@@ -303,6 +339,38 @@ class Agreement(RuleBasedStateMachine):
             self.turn([lifecycle.decide(job, Policy(), crash, self.now) for job, crash in crashes])
             assert self.ask(lambda storage, dead=dead: storage.forget(dead))
 
+    # ── schedules ────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(name=st.sampled_from(SCHEDULES), due=moments, boot=st.sampled_from([None, "", "A"]), stale=st.booleans())
+    def put_schedule(self, name: str, due: float | None, boot: str | None, stale: bool) -> None:
+        known = self.ask(lambda storage: storage.schedules(name))
+        schedule = known[0] if known else Schedule(name, "t", "@daily", created=self.now)
+        when = self.later(due)
+        changed = schedule._replace(slot=when, due=when, boot=boot, version=schedule.version + stale)
+        assert self.ask(lambda storage: storage.put_schedule(changed)) is not stale
+
+    @rule(name=st.sampled_from(SCHEDULES))
+    def drop_schedule(self, name: str) -> None:
+        self.ask(lambda storage: storage.drop_schedule(name))
+
+    @rule(
+        boot=st.sampled_from([None, "A", "B"]), without=st.frozensets(st.sampled_from(SCHEDULES)), waits=st.booleans()
+    )
+    def fire(self, boot: str | None, without: frozenset[str], waits: bool) -> None:
+        due = self.ask(lambda storage: sorted(one.name for one in storage.due_schedules(self.now, boot, 9, without)))
+        self.ask(lambda storage: storage.next_schedule(without))
+        fires = []
+        for name in due:
+            (schedule,) = self.storages["memory"].schedules(name)
+            slot = 1 if schedule.slot is None else schedule.slot
+            job = lifecycle.submit(Job(0, f"{name}@{slot}", "t", JobState.READY, "a"), self.now)
+            job = job._replace(state=JobState.BLOCKED, reason="after job x") if waits else job
+            after = schedule._replace(slot=None, due=None, boot=boot, last_outcome=None, last_finished=None)
+            fires.append(Fire(after, [job]))
+        answers = self.ask(lambda storage: storage.fire(fires))
+        assert None not in answers
+        self.remember([job for jobs in answers for job in jobs])
+
     @rule()
     def close(self) -> None:
         self.ask(lambda storage: storage.close())
@@ -333,6 +401,7 @@ class Agreement(RuleBasedStateMachine):
             return
         numbers = range(-1, 40)
         self.ask(lambda storage: storage.find(JobFilter()))
+        self.ask(lambda storage: storage.schedules())
         self.ask(lambda storage: storage.counts())
         self.ask(lambda storage: storage.queues())
         self.ask(lambda storage: storage.reasons())

@@ -14,7 +14,7 @@ from liteq import lifecycle
 from liteq.errors import StorageError
 from liteq.job import Ending, Job, JobFilter, JobState
 from liteq.lifecycle import Policy, Transition
-from liteq.storage.base import ClaimRequest
+from liteq.storage.base import CALLER, ClaimRequest
 from liteq.storage.memory import Line, MemoryStorage
 
 
@@ -158,16 +158,27 @@ def test_a_line_does_not_grow_with_what_has_left_it() -> None:
     assert len(line._heap) < 200
 
 
+def test_it_has_no_schema() -> None:
+    assert MemoryStorage().schema_version() is None
+
+
+def test_the_caller_himself_need_not_be_registered() -> None:
+    storage = MemoryStorage()
+    storage.add([new()])
+    assert len(storage.turn([], ClaimRequest(CALLER, 5), NOW).jobs) == 1
+
+
 def test_claiming_and_adding_cost_the_same_whether_few_wait_or_many() -> None:
     def cost(waiting: int) -> float:
         """Seconds to claim 10, give 10 back and add 10; the best of several, as the machine may be busy."""
         storage = MemoryStorage()
         storage.add([new(queue=f"q{number % 5}", priority=number % 3) for number in range(waiting)])
         storage.add([new(due=NOW + 1000 + number) for number in range(waiting)])
+        owner = storage.register({})
         best = float("inf")
         for step in range(30):
             began = perf_counter()
-            jobs = storage.turn([], ClaimRequest(1, 10), NOW + 1000 + step).jobs
+            jobs = storage.turn([], ClaimRequest(owner, 10), NOW + 1000 + step).jobs
             storage.apply([lifecycle.release(job) for job in jobs], NOW)
             storage.add([new() for _ in range(10)])
             best = min(best, perf_counter() - began)

@@ -16,14 +16,14 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn, get_args
 
 import pytest
-from contract import NOW, StorageContract, add_many, again, bring, claim, new, seqs, settle, succeed
+from contract import NOW, StorageContract, add_many, again, bring, claim, new, request, seqs, settle, succeed
 
 import liteq
 from liteq import lifecycle
@@ -31,7 +31,7 @@ from liteq.errors import StorageBusy, StorageError, StorageTooNew, StorageUnusab
 from liteq.job import Ending, Job, JobFilter, JobState
 from liteq.storage import schema, sqlite_connection
 from liteq.storage import sqlite as sqlite_module
-from liteq.storage.base import ClaimRequest
+from liteq.storage.base import Added, ClaimRequest
 from liteq.storage.sqlite import SPARE_PAGES, VACUUM_PAGES, SqliteStorage
 from liteq.storage.sqlite_connection import RESTART_ABOVE, Durability
 
@@ -587,6 +587,69 @@ def test_a_torn_page_is_an_error_and_no_crash(path: Path) -> None:
 # ── several at once ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Noticing:
+    """A lock that tells when a thread has to wait for it."""
+
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
+        self._lock = lock
+        self.waited_for = threading.Event()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if self._lock.acquire(blocking=False):  # type: ignore[attr-defined]
+            return True
+        self.waited_for.set()
+        return bool(self._lock.acquire(blocking))  # type: ignore[attr-defined]
+
+    def release(self) -> None:
+        self._lock.release()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_exception: object) -> None:
+        self.release()
+
+
+def test_who_comes_while_another_thread_opens_the_file_waits_for_it(
+    path: Path, no_trust: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = sqlite_connection._identity
+    with opened(path) as storage, ThreadPoolExecutor(1) as pool:
+        connections = storage._connections
+        connections._opening = noticing = Noticing(connections._opening)  # type: ignore[assignment]
+        others: list[Future[Added]] = []
+
+        def meanwhile(where: Path) -> tuple[int, int] | None:
+            if not others:  # the file has been opened, and is about to be looked at
+                others.append(pool.submit(storage.add, [new("other")]))
+                others[0].add_done_callback(lambda _: noticing.waited_for.set())
+                assert noticing.waited_for.wait(10)
+            return look(where)
+
+        monkeypatch.setattr(sqlite_connection, "_identity", meanwhile)
+        storage.add([new("first")])
+        assert [job.task for job in others[0].result(10)] == ["other"]
+        assert storage.counts()[JobState.READY] == 2
+
+
+def test_who_comes_while_another_thread_closes_the_file_opens_it_anew(path: Path, no_trust: None) -> None:
+    with opened(path) as storage, ThreadPoolExecutor(1) as pool:
+        storage.add([new()])
+        connections = storage._connections
+        connections._opening = noticing = Noticing(connections._opening)  # type: ignore[assignment]
+        connections._close_all()  # as a fork or `close` does, up to the middle
+        other = pool.submit(storage.add, [new()])
+        assert noticing.waited_for.wait(10)
+        connections._let_use()
+        assert len(other.result(10)) == 1
+        assert storage.counts()[JobState.READY] == 2
+
+
+def test_its_schema_is_of_the_present_version(path: Path) -> None:
+    with opened(path) as storage:
+        assert storage.schema_version() == schema.CURRENT
+
+
 def test_two_storages_on_one_file_in_one_process_take_turns(path: Path) -> None:
     with opened(path) as first, opened(path) as second:
 
@@ -654,12 +717,13 @@ def test_a_foreign_write_lock_is_waited_for_no_longer_than_patience_allows(
     monkeypatch.setattr(sqlite_connection, "BUSY_SLICE", 0.02)
     with opened(path) as storage, foreign(path) as other:
         add_many(storage, 1)
+        wish = request(storage)
         storage._connections._attempts = 2
         other.execute("BEGIN IMMEDIATE")
         for use in (
             lambda: storage.add([new()]),
             lambda: storage.add([new(id="a")]),
-            lambda: storage.turn([], ClaimRequest(1, 1), NOW),
+            lambda: storage.turn([], wish, NOW),
             lambda: storage.swap("k", None, "v"),
         ):
             with pytest.raises(StorageBusy, match=r"write lock for .* nothing was stored") as refusal:
@@ -680,6 +744,40 @@ def test_a_foreign_write_lock_at_the_first_opening_is_waited_for(path: Path) -> 
             adding.result(0.05)
         other.execute("COMMIT")
         assert len(adding.result(10)) == 1
+
+
+@pytest.mark.parametrize("use", [lambda storage: storage.add([new()]), lambda storage: storage.counts()])
+def test_who_has_an_ordinary_file_for_himself_alone_is_waited_for(
+    path: Path, use: Callable[[SqliteStorage], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even its version can be read then; and that lasts longer than one busy handler waits."""
+    monkeypatch.setattr(sqlite_connection, "BUSY_SLICE", 0.02)
+    with foreign(path) as other, opened(path) as storage, ThreadPoolExecutor(1) as pool:
+        other.execute("CREATE TABLE mine (a)")
+        other.execute("BEGIN EXCLUSIVE")
+        storage._connections._attempts = 1000
+        using = pool.submit(use, storage)
+        with pytest.raises(TimeoutError):
+            using.result(0.3)
+        other.execute("COMMIT")
+        using.result(10)
+
+
+def test_a_question_waits_for_who_has_the_file_for_himself_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As whoever recovers the log after a crash, or closes the file as the last one."""
+    monkeypatch.setattr(sqlite_connection, "BUSY_SLICE", 0.02)
+    with opened(path) as storage, ThreadPoolExecutor(1) as pool:
+        add_many(storage, 1)
+        refusals = [sqlite3.OperationalError("database is locked") for _ in range(3)]
+        for refusal in refusals:
+            refusal.sqlite_errorcode = sqlite3.SQLITE_BUSY_RECOVERY
+
+        def count(connection: sqlite3.Connection) -> int:
+            if refusals:
+                raise refusals.pop()
+            return int(connection.execute("SELECT count(*) FROM liteq_job").fetchone()[0])
+
+        assert pool.submit(storage._connections.read, count).result(10) == 1
 
 
 def test_a_foreign_reader_holds_up_nobody(path: Path) -> None:
@@ -878,10 +976,11 @@ def test_an_interrupt_in_the_middle_of_a_transaction_rolls_it_back(path: Path, m
 
     with opened(path) as storage:
         add_many(storage, 2)
+        wish = request(storage)
         with monkeypatch.context() as patch:
             patch.setattr(sqlite_module.moves, "claim", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                storage.turn([], ClaimRequest(1, 1), NOW + 5)
+                storage.turn([], wish, NOW + 5)
         assert len(claim(storage)) == 2
 
 
@@ -964,7 +1063,7 @@ def test_a_number_does_not_come_back_after_everything_was_removed(path: Path) ->
             for _ in range(2):
                 jobs = add_many(storage, 3)
                 given += seqs(jobs)
-                succeed(storage, claim(storage))
+                succeed(storage, claim(storage, owner=storage.register({})))
                 assert storage.remove(JobFilter()) == 3
                 assert storage.find(JobFilter()) == []
                 assert sum(storage.counts().values()) == 0
@@ -1090,7 +1189,7 @@ def test_claim_promote_get_and_next_due_scan_no_table(path: Path) -> None:
             HOT[name](storage)
         succeed(storage, running)
         assert [again(storage, job).seq for job in jobs] == seqs(jobs)
-    statements = {statement for statement in observed.statements if statement != STOPS_AT_ONCE}
+        statements = {statement for statement in observed.statements if statement != STOPS_AT_ONCE}
     with foreign(path) as connection:
         scans = {(step, statement) for statement in statements for step in scanning_steps(connection, statement)}
     assert len(statements) > 20

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from liteq import lifecycle
-from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobState, Outcome
+from liteq.job import FINISHED, WAITING, Attempt, Death, Ending, Job, JobState, Outcome
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Transition
 from liteq.retry import RetryDelay
 
@@ -249,7 +249,7 @@ def test_text_that_cannot_be_encoded_is_kept_with_escapes(ending: Ending) -> Non
     transition = lifecycle.decide(job, Policy(), ended, NOW)
     kept = "no such file: caf\\udce9 ü\0"
     assert transition.record is not None
-    assert transition.record[4:] == (kept,) * 4
+    assert transition.record[4:8] == (kept,) * 4
     assert transition.reason == (kept if ending is Ending.CANCELLED else None)
 
 
@@ -363,6 +363,14 @@ def test_a_crash_says_what_is_known_of_it() -> None:
     assert crash == Outcome(
         1, 4, Ending.CRASHED, NOW - 1, NOW, None, "WorkerCrashed", "killed by SIGKILL", details="killed by SIGKILL"
     )
+
+
+def test_what_a_dead_worker_has_left_behind_joins_the_history() -> None:
+    job = running()
+    crash = lifecycle.crashed(job, NOW, "killed by SIGKILL", Death(1 << 20, 0.5, "a \udc80 name"))
+    record = lifecycle.decide(job, Policy(), crash, NOW).record
+    assert record is not None
+    assert (record.peak_rss, record.cpu_time, record.log) == (1 << 20, 0.5, "a \\udc80 name")
 
 
 @given(jobs)

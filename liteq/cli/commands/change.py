@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from liteq import Job, JobNotFound, JobState, LiteQ
-from liteq.cli.arguments import duration, states
+from liteq import Job, JobNotFound, JobState, LiteQ, UnknownTask
+from liteq.cli.arguments import argument, duration, states
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, FAILED, MISUSED, Refused, complain
 from liteq.cli.escaping import escaped
@@ -30,8 +30,21 @@ def declare(commands: Commands) -> None:
     revoke = commands.add(
         "revoke", revoke_jobs, "do not run jobs that wait; tell those that run, and do not run them again"
     )
-    revoke.add_argument("ids", metavar="ID", nargs="+", help="jobs, by id or by the number before its '-'")
+    revoke.add_argument("ids", metavar="ID", nargs="*", help="jobs, by id or by the number before its '-'")
     revoke.add_argument("--terminate", action="store_true", help="stop those that are running")
+    revoke.add_argument(
+        "--all", action="store_true", help="all jobs that have not finished, or all that the options below name"
+    )
+    revoke.add_argument("--task", metavar="TASK", help="with --all: only this task, by its stored name")
+    revoke.add_argument("--queue", metavar="QUEUE", help="with --all: only this queue")
+    revoke.add_argument(
+        "--where",
+        metavar="NAME=VALUE",
+        type=argument,
+        action="append",
+        help="with --all: only calls with this argument; the value is JSON, or text. Several: all must hold. Takes an "
+        "app, not a file: its code knows what arguments are called",
+    )
 
     restore = commands.add("restore", restore_jobs, "undo revoke")
     restore.add_argument("ids", metavar="ID", nargs="+", help="jobs, by id or by the number before its '-'")
@@ -65,7 +78,13 @@ def _retry(app: LiteQ, job: Job) -> str:
 
 
 def revoke_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
-    """Revoke each of the jobs."""
+    """Revoke some, or all that match."""
+    if bool(arguments.ids) == arguments.all:
+        raise Refused("revoke takes the ids of jobs, or --all", MISUSED)
+    if arguments.all:
+        return _revoke_all(app, arguments, output)
+    if any(one is not None for one in (arguments.task, arguments.queue, arguments.where)):
+        raise Refused("--task, --queue and --where go with --all", MISUSED)
 
     def revoke(app: LiteQ, job: Job) -> str:
         if not app.revoke(job.id, terminate=arguments.terminate):
@@ -75,6 +94,21 @@ def revoke_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> in
         return "is being stopped" if arguments.terminate else "is running: it is told, and will not run again"
 
     return _each(app, arguments.ids, output, revoke)
+
+
+def _revoke_all(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
+    if arguments.where and not app.tasks:
+        raise Refused(
+            "--where takes an app rather than a file: what arguments are called is known to its code alone", MISUSED
+        )
+    try:
+        number = app.revoke_all(
+            arguments.task, queue=arguments.queue, where=dict(arguments.where or ()), terminate=arguments.terminate
+        )
+    except (TypeError, UnknownTask) as error:
+        raise Refused(str(error), MISUSED) from None
+    output.record({"revoked": number}, f"{_jobs(number)} revoked")
+    return DONE
 
 
 def restore_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:

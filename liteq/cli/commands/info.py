@@ -47,6 +47,7 @@ def look(app: LiteQ) -> dict[str, Any]:
         "size": size_of(app.storage.location),
         "wal_size": size_of(f"{app.storage.location}-wal"),
         "version": __version__,
+        "schema": app.storage.schema_version(),
         "jobs": {str(state): counts[state] for state in JobState},
         "next_due_at": None if due is None else iso(datetime.fromtimestamp(due, UTC)),
         "queues": {name: {"ready": ready.get(name, 0), "paused": name in paused} for name in sorted({*ready, *paused})},
@@ -82,6 +83,8 @@ def size_of(path: str) -> int:
 def _show_file(seen: Mapping[str, Any], output: Output) -> None:
     output.line(f"file      {escaped(seen['location'])}")
     output.line(f"size      {_bytes(seen['size'])}, and {_bytes(seen['wal_size'])} in its WAL")
+    if seen["schema"] is not None:
+        output.line(f"schema    {seen['schema']}")
     if seen["next_due_at"] is not None:
         output.line(f"next due  {local(datetime.fromisoformat(seen['next_due_at']))}")
 

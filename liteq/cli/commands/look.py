@@ -122,6 +122,8 @@ def _facts(job: Job, now: float) -> Iterator[tuple[str, str]]:
     if job.reason is not None:
         yield "reason", job.reason
     yield "queue", f"{job.queue}, priority {job.priority}"
+    if job.slot is not None:
+        yield "schedule", f"{job.schedule}, for {local(job.slot)}"
     yield "arguments", _stored(job.payload) if job.summary is None else job.summary
     if job.options is not None:
         yield "options", job.options
@@ -168,5 +170,23 @@ def _show_attempt(attempt: Attempt, output: Output) -> None:
         output.line(f"    {escaped(attempt.error_type)}: {escaped(attempt.message)}")
     if attempt.details and attempt.details != attempt.message:
         output.line(f"    {escaped(attempt.details)}")
+    used = ", ".join(_used(attempt))
+    if used:
+        output.line(f"    {used}")
     for line in escaped_lines(attempt.traceback) if attempt.traceback else ():
         output.line(f"    {line}")
+    _show_log(attempt, output)
+
+
+def _show_log(attempt: Attempt, output: Output) -> None:
+    if attempt.log:
+        output.line("    the last lines that it logged:")
+        for line in escaped_lines(attempt.log):
+            output.line(f"      {line}")
+
+
+def _used(attempt: Attempt) -> Iterator[str]:
+    if attempt.cpu_time is not None:
+        yield f"{span(attempt.cpu_time)} of CPU time"
+    if attempt.peak_rss is not None:
+        yield f"{attempt.peak_rss / 2**20:,.1f} MB of memory at its peak"

@@ -8,7 +8,7 @@ differ in how a worker starts and is seen alive, how it is told to stop, and its
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from selectors import BaseSelector
 
 from liteq.engine import Ended
@@ -16,6 +16,11 @@ from liteq.job import Job, Progress
 
 #: Seconds between asking a body to stop (an exception in it) and taking its worker away.
 GRACE = 1.0
+
+
+#: Gets at the stack of a running job, on any thread, and may take a second: where it runs and, from a new line on, what
+#: it is doing; ``None``: it has ended meanwhile.
+StackSource = Callable[[], str | None]
 
 
 class Pool(ABC):
@@ -76,6 +81,13 @@ class Pool(ABC):
     @abstractmethod
     def running(self) -> list[Job]:
         """The jobs that workers have been given."""
+
+    def stack_of(self, seq: int) -> StackSource | None:
+        """How to get at the Python stack of the running job ``seq``; ``None``: no worker has begun it. See
+        `liteq.consumer.stacks`."""
+        if all(job.seq != seq for job in self.running()):
+            return None
+        return lambda: "a worker of a kind that cannot show what it runs\n"
 
     @abstractmethod
     def cancel(self, seq: int, *, stop: bool) -> None:

@@ -8,6 +8,7 @@ thread, and what it may yet do is ignored. Python cannot kill a thread, so it li
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from queue import Empty, SimpleQueue
 from selectors import BaseSelector
 
 from liteq import logs
-from liteq.consumer.pools.base import GRACE, Pool
+from liteq.consumer.pools.base import GRACE, Pool, StackSource
 from liteq.engine import Ended
 from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, close_loop, execute
@@ -49,12 +50,12 @@ class ThreadPool(Pool):
         self.max_tasks = max_tasks
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._wake = wake
-        self._ended: deque[Ended] = deque()
+        self.ended: deque[Ended] = deque()
         self._progress: dict[int, Progress] = {}
         self._slots: list[ThreadSlot] = []
         self._held = 0
         self._stuck = 0
-        self._dispatcher_sleeps = False
+        self.dispatcher_sleeps = False
 
     def start(self) -> None:
         while len(self._slots) < self.size:
@@ -64,8 +65,8 @@ class ThreadPool(Pool):
         return None  # threads call `wake`
 
     def about_to_wait(self) -> bool:
-        self._dispatcher_sleeps = True
-        return not self._ended and not self._progress
+        self.dispatcher_sleeps = True
+        return not self.ended and not self._progress
 
     def feed(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -73,8 +74,8 @@ class ThreadPool(Pool):
             self.jobs.put(job)
 
     def collect(self) -> list[Ended]:
-        self._dispatcher_sleeps = False
-        ended = [self._ended.popleft() for _ in range(len(self._ended))]
+        self.dispatcher_sleeps = False
+        ended = [self.ended.popleft() for _ in range(len(self.ended))]
         self._held -= len(ended)
         return ended
 
@@ -122,6 +123,10 @@ class ThreadPool(Pool):
     def running(self) -> list[Job]:
         return [job for slot in self._slots if (job := slot.job) is not None]
 
+    def stack_of(self, seq: int) -> StackSource | None:
+        slot = next((slot for slot in self._slots if (job := slot.job) is not None and job.seq == seq), None)
+        return None if slot is None else lambda: slot.stack_of(seq)
+
     def cancel(self, seq: int, *, stop: bool) -> None:
         for slot in self._slots:
             job = slot.job
@@ -156,7 +161,7 @@ class ThreadPool(Pool):
         job, ended = outcome
         self._stuck += 1
         logs.say(logs.ERROR, "worker thread is stuck and was replaced", job=job.id, task=job.task, stuck=self._stuck)
-        self._ended.append(Ended(job, ended))
+        self.ended.append(Ended(job, ended))
         self._replace(slot)
 
     def interrupt(self) -> None:
@@ -177,21 +182,15 @@ class ThreadPool(Pool):
 
     # ── called by the worker threads ─────────────────────────────────────────────────────────────────
 
-    def report(self, ended: Ended) -> None:
-        """A job has ended."""
-        self._ended.append(ended)
-        if self._dispatcher_sleeps:
-            self._dispatcher_sleeps = False
-            self._wake()
-
     def say(self, seq: int, progress: Progress) -> None:
         """A job says how far it is."""
         self._progress[seq] = progress
         self.nudge()
 
     def nudge(self) -> None:
-        """Something that the dispatcher must look at, such as a deadline."""
-        if self._dispatcher_sleeps:
+        """There is something that the dispatcher must look at: a job that has ended, a deadline."""
+        if self.dispatcher_sleeps:
+            self.dispatcher_sleeps = False
             self._wake()
 
 
@@ -205,7 +204,6 @@ class ThreadSlot:
         self.number = number
         self._lock = threading.Lock()
         self.job: Job | None = None
-        self.started = 0.0
         self.deadline: float | None = None
         self.give_up_at: float | None = None
         self.cancelled = False
@@ -222,34 +220,33 @@ class ThreadSlot:
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        pool = self._pool
+        pool, ended = self._pool, self._pool.ended
+        record = None if pool.recorder is None else pool.recorder.of(self.number)
         left = pool.max_tasks or -1
         try:
             while left and (job := pool.jobs.get()) is not None:
                 left -= 1
-                self._begin(job)
-                outcome = self._execute(job)
+                if record is not None:
+                    record(job.seq)
+                self.cancelled = self.interrupted = False
+                self.job = job
+                try:
+                    outcome = execute(job, pool.runtime, self, self)
+                except (Interrupted, TaskTimeout):  # put into this thread a moment too late to be the task's
+                    outcome = self._interrupted(job)
                 if not self._finish():
                     return  # given up meanwhile: the job was settled, and another thread has this one's place
-                pool.report(Ended(job, outcome))
+                ended.append(Ended(job, outcome))
+                if pool.dispatcher_sleeps:
+                    pool.nudge()
         finally:
             close_loop()
             self.gone = True
             pool.nudge()
 
-    def _execute(self, job: Job) -> Outcome:
-        try:
-            return execute(job, self._pool.runtime, self, self)
-        except (Interrupted, TaskTimeout):  # put into this thread a moment too late to be the task's
-            now = self._pool.runtime.clock.now()
-            return Outcome(job.seq, job.claim, Ending.INTERRUPTED, self.started, now)
-
-    def _begin(self, job: Job) -> None:
-        if self._pool.recorder is not None:
-            self._pool.recorder.record(self.number, job.seq)
-        self.started = self._pool.runtime.clock.now()
-        self.cancelled = self.interrupted = False
-        self.job = job
+    def _interrupted(self, job: Job) -> Outcome:
+        now = self._pool.runtime.clock.now()
+        return Outcome(job.seq, job.claim, Ending.INTERRUPTED, job.started or now, now)
 
     def _finish(self) -> bool:
         with self._lock:
@@ -260,12 +257,15 @@ class ThreadSlot:
     # ── Deadline, called in this thread by `execute` ─────────────────────────────────────────────────
 
     def start(self, timeout: float | None, *, raises: bool) -> None:
+        # Without the lock: until the body runs nothing is injected.
+        self._injected = None
+        self._cancel_coroutine = None
+        self._body_runs = raises
+        if self.interrupted:  # between its begin and this: nothing else would tell the body
+            raise Interrupted
+        if timeout is None:
+            return
         with self._lock:
-            self._injected = None
-            self._cancel_coroutine = None
-            self._body_runs = raises
-            if timeout is None:
-                return
             # A coroutine ends itself (`asyncio.timeout`); here is only what to do if it does not.
             now = self._pool.runtime.clock.monotonic()
             self.deadline, self.give_up_at = (now + timeout, None) if raises else (None, now + timeout + GRACE)
@@ -313,6 +313,16 @@ class ThreadSlot:
                 self._injected = Interrupted
                 _inject(self._thread, Interrupted)
 
+    def stack_of(self, seq: int) -> str | None:
+        """What the thread is doing for this job; ``None``: it has ended it. Called on any thread."""
+        from liteq.consumer import stacks
+
+        text = stacks.of_thread(self._thread.ident or 0)
+        job = self.job
+        if text is None or job is None or job.seq != seq:
+            return None
+        return f"worker thread {self.number} of process {os.getpid()}:\n{text}"
+
     def abandon(self) -> tuple[Job, Outcome] | None:
         """Give the thread up; ``None`` if it has just finished."""
         with self._lock:
@@ -320,8 +330,7 @@ class ThreadSlot:
             if job is None:
                 return None
             self._abandoned = True
-            now = self._pool.runtime.clock.now()
-            outcome = Outcome(job.seq, job.claim, Ending.INTERRUPTED, self.started, now)
+            outcome = self._interrupted(job)
             if self.interrupted:
                 return job, outcome
             message = (

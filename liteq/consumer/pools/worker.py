@@ -17,20 +17,26 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from liteq import logs
+from liteq.consumer.garbage import collect_less_often
 from liteq.consumer.loading import load_app
 from liteq.consumer.log_setup import LogSetup
+from liteq.consumer.pools import usage
+from liteq.consumer.pools.last_words import SAMPLE_AFTER, LastWords
 from liteq.consumer.pools.messages import Unframer, frame, pack_outcome, unpack_job
+from liteq.consumer.pools.stack_line import StackTeller
 from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, close_loop, execute
-from liteq.job import Ending, Job, Outcome, Progress
+from liteq.job import Ending, Job, JobState, Outcome, Progress
 from liteq.storage import begun
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 #: Seconds; systems refuse timers of centuries. A job with a longer timeout is killed at it without being asked first.
 LONGEST_TIMER = 1e9
+#: Stands in the queue between the jobs that were taken back and those that may be run again.
+_REOPEN = Job(0, "", "", JobState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class WorkerSetup:
         import_path: the consumer's ``sys.path``.
         log: where its log lines go; ``None``: as they are set up where it is forked from.
         siblings: descriptors of the consumer's that a fork inherits and must close.
+        max_memory: in bytes; having more after a job, it says so. ``None``: it does not look.
     """
 
     number: int
@@ -50,9 +57,12 @@ class WorkerSetup:
     import_path: list[str]
     log: LogSetup | None
     siblings: tuple[int, ...] = ()
+    max_memory: int | None = None
 
 
-def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Runtime | None) -> None:
+def main(
+    setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Runtime | None, line: socket.socket
+) -> None:
     """Run jobs until told to stop.
 
     Args:
@@ -62,6 +72,7 @@ def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Run
             file
             is recorded what was begun.
         runtime: the app's, where it is inherited.
+        line: this end of the socket over which it shows what it runs.
     """
     parent = _isolate(setup)
     if setup.log is not None:
@@ -73,7 +84,8 @@ def main(setup: WorkerSetup, channel: socket.socket, liveness: Any, runtime: Run
             sys.path[:] = setup.import_path + [one for one in sys.path if one not in setup.import_path]
             runtime = load_app(setup.app_path).engine.runtime
         _keep_from_grandchildren(channel, slot)
-        worker = _Worker(runtime, channel, setup.number, slot if begun.CAN_RECORD else None)
+        worker = _Worker(runtime, channel, setup, slot if begun.CAN_RECORD else None, StackTeller(line))
+        collect_less_often()
         for hook in runtime.on_startup:
             hook()
     except BaseException as error:  # noqa: BLE001 - told to the consumer, which knows what to do
@@ -143,10 +155,17 @@ def _tell_why_not(channel: socket.socket, error: BaseException) -> None:
 class _Worker:
     """The two threads of a worker process."""
 
-    def __init__(self, runtime: Runtime, channel: socket.socket, number: int, slot: int | None) -> None:
+    def __init__(
+        self, runtime: Runtime, channel: socket.socket, setup: WorkerSetup, slot: int | None, stack: StackTeller
+    ) -> None:
         self._runtime = runtime
-        self._number = number
+        self._stack = stack
+        self._number = setup.number
         self._recorder = begun.Recorder(slot) if slot is not None else None
+        self._box = None if self._recorder is None else self._recorder.box(setup.number)
+        self._words = None if self._box is None else LastWords(self._box)
+        self._max_memory = setup.max_memory
+        self._weighed = 0.0
         self._socket = channel
         self._sending = threading.Lock()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -163,19 +182,40 @@ class _Worker:
             outcome = self._execute(job)
             self._job = None
             self._cancelled.discard(job.seq)
+            if outcome is None:
+                continue
             self._send(("done", pack_outcome(outcome)))
+            if self._max_memory is not None:
+                self._weigh(self._max_memory, outcome.finished)
         self._close()
 
-    def _execute(self, job: Job) -> Outcome:
+    def _execute(self, job: Job) -> Outcome | None:
+        """Run a job; ``None`` if it was taken back from us."""
         started = self._runtime.clock.now()
+        if self._recorder is not None:
+            if self._words is not None:
+                self._words.begin(started)
+            self._recorder.record(self._number, job.seq)
+            if self._box is not None and not self._box.may_run(job.seq):
+                if job is _REOPEN:
+                    self._box.reopen()
+                    self._send(("open",))
+                return None
         if job.seq in self._cancelled:  # revoked on its way here
             return Outcome(job.seq, job.claim, Ending.INTERRUPTED, started, started)
-        if self._recorder is not None:
-            self._recorder.record(self._number, job.seq)
         try:
             return execute(job, self._runtime, self, self._alarm)
         except (Interrupted, TaskTimeout):  # raised by a signal that came a moment too late to be the task's
             return Outcome(job.seq, job.claim, Ending.INTERRUPTED, started, self._runtime.clock.now())
+
+    def _weigh(self, limit: int, now: float) -> None:
+        """Say so if this process has grown too big; looked at every few milliseconds only, as that costs 10 µs."""
+        if abs(now - self._weighed) > SAMPLE_AFTER:
+            self._weighed = now
+            memory = usage.own_memory()
+            if memory is not None and memory > limit:
+                self._max_memory = None  # once is enough
+                self._send(("heavy", memory))
 
     def _close(self) -> None:
         for hook in self._runtime.on_shutdown:
@@ -190,7 +230,12 @@ class _Worker:
             with self._sending:
                 self._socket.sendall(frame(message))
         except OSError:
-            os._exit(1)  # the consumer is gone; what we did is recovered by another one
+            self._leave_at_once()  # the consumer is gone; what we did is recovered by another one
+
+    def _leave_at_once(self) -> NoReturn:
+        if self._words is not None:
+            self._words.end()
+        os._exit(1)
 
     # ── Channel ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -208,7 +253,7 @@ class _Worker:
         while data := self._receive():
             for message in unframer.feed(data):
                 self._obey(message)
-        os._exit(1)  # the consumer is gone, whatever the main thread is doing
+        self._leave_at_once()  # the consumer is gone, whatever the main thread is doing
 
     def _receive(self) -> bytes:
         try:
@@ -227,8 +272,12 @@ class _Worker:
                 job = self._job
                 if job is not None and job.seq == seq:
                     self._alarm.interrupt()
+            case ("stack", token):
+                self._stack.tell(token)
             case ("recall",):
                 self._send(("back", self._drain()))
+            case ("reopen",):
+                self._jobs.put(_REOPEN)
             case ("stop",):
                 self._jobs.put(None)
 
@@ -240,6 +289,9 @@ class _Worker:
                 job = self._jobs.get_nowait()
                 if job is None:
                     self._jobs.put(None)  # told to stop already: nothing comes behind that
+                    break
+                if job is _REOPEN:
+                    self._jobs.put(_REOPEN)  # likewise
                     break
                 drained.append(job.seq)
         return drained

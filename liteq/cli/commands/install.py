@@ -1,0 +1,229 @@
+"""``liteq install`` and ``liteq uninstall``: have the system's cron, or systemd, run the consumer.
+
+Whatever is written bears a tag with the app and its directory; `uninstall` removes what bears it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from liteq.cli.commands import Commands
+from liteq.cli.endings import DONE, MISUSED, Refused
+from liteq.cli.escaping import escaped, escaped_lines
+from liteq.cli.output import Output
+from liteq.cli.target import is_file, opened
+
+KINDS = ("cron", "systemd")
+_EVERY_MINUTE = "* * * * *"
+
+_UNIT = """\
+{tag}
+[Unit]
+Description=liteq consumer of {app}
+After=network.target
+
+[Service]
+WorkingDirectory={directory}
+ExecStart={command}
+Restart=always
+RestartSec=2
+TimeoutStopSec=60
+KillMode=mixed
+
+[Install]
+WantedBy={wanted_by}
+"""
+
+
+def declare(commands: Commands) -> None:
+    """Declare both commands."""
+    install = commands.add_bare("install", "have the system's cron or systemd run the consumer of an app")
+    uninstall = commands.add_bare("uninstall", "remove exactly what install wrote for an app in this directory")
+    for parser, run in ((install, install_one), (uninstall, uninstall_one)):
+        parser.add_argument("kind", metavar="KIND", choices=KINDS, help="cron or systemd")
+        parser.add_argument("app", metavar="APP", help="module.app, as for liteq_consumer")
+        parser.add_argument("--dry-run", action="store_true", help="print what would be written or removed")
+        parser.add_argument(
+            "--system", action="store_true", help="systemd: for the whole machine instead of this user (needs root)"
+        )
+        parser.set_defaults(run=run)
+    install.add_argument(
+        "--options", metavar="TEXT", default="", help="options of liteq_consumer: '-w 4 -q mail' (with quotes)"
+    )
+    install.add_argument(
+        "--when", metavar="FIELDS", default=_EVERY_MINUTE, help="cron: when to look (default each minute: '* * * * *')"
+    )
+
+
+def install_one(arguments: argparse.Namespace, output: Output) -> int:
+    """Write a line of the crontab, or a unit."""
+    _check(arguments)
+    return _install_cron(arguments, output) if arguments.kind == "cron" else _install_unit(arguments, output)
+
+
+def uninstall_one(arguments: argparse.Namespace, output: Output) -> int:
+    """Remove what was written."""
+    return _uninstall_cron(arguments, output) if arguments.kind == "cron" else _uninstall_unit(arguments, output)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Whatever could go wrong later, where nobody looks, goes wrong here."""
+    if is_file(arguments.app):
+        raise Refused(f"install takes an app (module.app), not a file: {arguments.app}", MISUSED)
+    if re.search(r"[\0-\x1f\x7f]", _here() + arguments.options + arguments.when):
+        raise Refused("a directory or an option with a line break or another control character cannot be installed")
+    if len(arguments.when.split()) not in (1, 5):
+        raise Refused(f"--when takes the five fields of a crontab, not {arguments.when!r}", MISUSED)
+    with opened(arguments.app):
+        return
+
+
+def _here() -> str:
+    return str(Path.cwd())
+
+
+def _tag(app: str) -> str:
+    return f"# liteq: {app} in {_here()}"
+
+
+def _words(arguments: argparse.Namespace, *more: str) -> list[str]:
+    try:
+        options = shlex.split(arguments.options)
+    except ValueError as error:
+        raise Refused(f"--options={arguments.options!r} cannot be read: {error}", MISUSED) from None
+    return [sys.executable, "-m", "liteq.cli.consumer", arguments.app, *more, *options]
+
+
+# ── cron ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _install_cron(arguments: argparse.Namespace, output: Output) -> int:
+    tag = _tag(arguments.app)
+    command = f"cd {shlex.quote(_here())} && {shlex.join(_words(arguments, '--burst'))}"
+    line = f"{arguments.when} {command} {tag}".replace("%", r"\%")  # cron reads % as the end of the line
+    if arguments.dry_run:
+        output.record({"kind": "cron", "line": line, "written": False}, escaped(line))
+        return DONE
+    kept = [one for one in _crontab() if not _bears(one, tag)]
+    _write_crontab([*kept, line])
+    output.record({"kind": "cron", "line": line, "written": True}, f"added to the crontab: {escaped(line)}")
+    return DONE
+
+
+def _uninstall_cron(arguments: argparse.Namespace, output: Output) -> int:
+    tag, lines = _tag(arguments.app), _crontab()
+    removed = [one for one in lines if _bears(one, tag)]
+    if removed and not arguments.dry_run:
+        _write_crontab([one for one in lines if not _bears(one, tag)])
+    return _tell_removed(arguments, output, removed)
+
+
+def _bears(line: str, tag: str) -> bool:
+    return line.endswith(" " + tag.replace("%", r"\%"))
+
+
+def _crontab() -> list[str]:
+    """The lines of this user's crontab."""
+    done = _cron("-l")
+    if done.returncode == 0:
+        return done.stdout.splitlines()
+    if "no crontab" in done.stderr.lower():
+        return []
+    raise Refused(f"crontab -l failed, nothing was changed: {done.stderr.strip()}")
+
+
+def _write_crontab(lines: list[str]) -> None:
+    done = _cron("-", given="".join(f"{line}\n" for line in lines))
+    if done.returncode != 0:
+        raise Refused(f"crontab refused the change: {done.stderr.strip()}")
+
+
+def _cron(argument: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"LC_ALL": "C"}
+    try:
+        return subprocess.run(
+            ["crontab", argument], input=given, capture_output=True, text=True, check=False, env=environment
+        )
+    except FileNotFoundError:
+        raise Refused("this machine has no crontab command; install cron, or use systemd") from None
+
+
+# ── systemd ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _install_unit(arguments: argparse.Namespace, output: Output) -> int:
+    path, tag = _unit_path(arguments), _tag(arguments.app)
+    text = _UNIT.format(
+        tag=tag,
+        app=arguments.app,
+        directory=_here().replace("%", "%%"),
+        command=" ".join(map(_quoted, _words(arguments))),
+        wanted_by="multi-user.target" if arguments.system else "default.target",
+    )
+    if arguments.dry_run:
+        output.record({"kind": "systemd", "path": str(path), "text": text, "written": False}, *escaped_lines(text))
+        return DONE
+    if path.exists() and not _is_ours(path, tag):
+        raise Refused(f"{path} exists and was not written by liteq install; nothing was changed")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise Refused(f"{path} cannot be written: {error.strerror}") from None
+    user = "" if arguments.system else " --user"
+    output.record(
+        {"kind": "systemd", "path": str(path), "text": text, "written": True},
+        f"written: {escaped(str(path))}",
+        f"start it with: systemctl{user} daemon-reload && systemctl{user} enable --now {path.name}",
+    )
+    return DONE
+
+
+def _uninstall_unit(arguments: argparse.Namespace, output: Output) -> int:
+    path = _unit_path(arguments)
+    found = path.exists()
+    if found and not _is_ours(path, _tag(arguments.app)):
+        raise Refused(f"{path} was not written by liteq install for this app; nothing was changed")
+    if found and not arguments.dry_run:
+        try:
+            path.unlink()
+        except OSError as error:
+            raise Refused(f"{path} cannot be removed: {error.strerror}") from None
+    return _tell_removed(arguments, output, [str(path)] if found else [])
+
+
+def _unit_path(arguments: argparse.Namespace) -> Path:
+    """Where the unit of an app in this directory is: two directories may have an app of one name."""
+    place = hashlib.sha256(_here().encode(errors="surrogateescape")).hexdigest()[:6]
+    name = f"liteq-{re.sub(r'[^A-Za-z0-9_.-]', '-', arguments.app)}-{place}.service"
+    if arguments.system:
+        return Path("/etc/systemd/system") / name
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return home / "systemd" / "user" / name
+
+
+def _is_ours(path: Path, tag: str) -> bool:
+    return path.read_text(errors="replace").splitlines()[:1] == [tag]
+
+
+def _quoted(word: str) -> str:
+    """A word of a command as a unit needs it."""
+    plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return plain if re.fullmatch(r"[A-Za-z0-9_./:=,@%+-]+", plain) else f'"{plain}"'
+
+
+def _tell_removed(arguments: argparse.Namespace, output: Output, removed: list[str]) -> int:
+    values = {"kind": arguments.kind, "removed": removed, "dry_run": arguments.dry_run}
+    if not removed:
+        output.record(values, f"nothing was installed for {escaped(arguments.app)} in this directory")
+        return DONE
+    words = "would be removed" if arguments.dry_run else "removed"
+    output.record(values, *(f"{words}: {escaped(one)}" for one in removed))
+    return DONE

@@ -1,0 +1,27 @@
+"""Which boot of the machine this is: for schedules that run once at each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+_LINUX = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """A text that is another one after each boot, and the same for every program until then.
+
+    In a container it is that of the machine around it. Where the system does not tell, it is another one for each
+    consumer: what is to run once at each boot then runs at each start of a consumer.
+    """
+    try:
+        if sys.platform == "darwin":
+            command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+            known = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        else:
+            known = _LINUX.read_text().strip()
+    except (OSError, subprocess.SubprocessError):
+        known = ""
+    return known or f"start {uuid4()}"

@@ -1,0 +1,234 @@
+"""Fires schedules: what is due becomes jobs, exactly once over all consumers of a file.
+
+Every consumer does this. Which slots are due is decided in `liteq.schedule`, from what stands in the file and the time;
+the storage takes a schedule's next state and its jobs in one transaction, and only from the first who brings them.
+
+Nothing is polled: the next due instant is known, and the storage's watch tells when something was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from liteq import logs
+from liteq.consumer.boot import boot_id
+from liteq.engine import Engine
+from liteq.instants import moment
+from liteq.schedule import FREE, Busy, Decision, Schedule, aimed, decide, job_of
+from liteq.schedules import busy, declared_elsewhere, fire, orphan, write_declared
+from liteq.storage.base import Fire
+
+#: Schedules fired in one transaction: about 5 ms, so that jobs that have just come are not held up.
+AT_ONCE = 50
+#: Seconds from one firing to the next, unless it was a full one: where hundreds are due in each second, several go into
+#: one transaction, and the disk has time for the jobs.
+SPACED = 0.01
+#: Seconds between two looks at a storage in which much is written. (A new schedule is live within a second.)
+LOOK_EVERY = 0.5
+#: Seconds by which the wall clock may run ahead of the other one before it counts as set forward, or back.
+AHEAD, BEHIND = 2.0, 1.0
+#: Longer than a consumer ever sleeps: after such a gap it was stopped, and nobody was watching.
+LONGEST_GAP = 30.0
+#: How far back the watch of another consumer counts, in seconds: one that was stopped says nothing of it.
+TRUSTED_FOR = 30.0
+#: What the system's cron starts each minute finds due, with catch_up="skip", what was due within this time.
+BURST_COVERS = 60.0
+
+_NONSENSE = (ValueError, TypeError, ArithmeticError, LookupError)
+
+
+class Firing:
+    """One consumer's part in it.
+
+    Args:
+        engine: the app's.
+        burst: the consumer ends when nothing is due.
+    """
+
+    def __init__(self, engine: Engine, *, burst: bool = False) -> None:
+        self._engine = engine
+        self._burst = burst
+        self._boot = boot_id()
+        self._told = 0
+        #: Since when somebody has been watching, on the wall clock as it is now.
+        self._since = engine.clock.now()
+        self._since_jump = False
+        #: Whether the clock may show an earlier time than when the schedules were looked at last; so at a start.
+        self._set_back = True
+        self._wall = self._since
+        self._monotonic = engine.clock.monotonic()
+        #: When to look, whatever is due: on the monotonic clock; ``None``: when something was written.
+        self._look_at: float | None = float("-inf")
+        self._looked = self._fire_again_at = float("-inf")
+        self._begun = False
+        self._next: float | None = None
+        #: Schedules that are left alone, by name, with their version: of others, or garbage.
+        self._aside: dict[str, int] = {}
+        self._reported: set[str] = set()
+        #: Whether the last `run` stored jobs, or has left something due.
+        self.made_ready = False
+        #: Whether there may be jobs that wait for another one of their schedule.
+        self.made_followers = False
+
+    def data_changed(self) -> None:
+        """Something was written: look soon whether there are other schedules."""
+        if self._look_at is None:
+            self._look_at = self._looked + LOOK_EVERY
+
+    def somebody_died(self) -> None:
+        """A consumer is gone: what was left to others may be nobody's now."""
+        if self._aside:
+            self._aside = {name: version for name, version in self._aside.items() if name in self._reported}
+            self._look_at = float("-inf")
+
+    def run(self, now: float) -> float | None:
+        """Fire what is due.
+
+        Args:
+            now: on the monotonic clock.
+
+        Returns:
+            When to be called again, on the same clock; ``None``: when something was written.
+        """
+        self.made_ready = self.made_followers = False
+        wall = self._engine.clock.now()
+        self._notice_jump(wall, now)
+        if self._told != self._engine.declared.changes or not self._begun:
+            self._begin(wall)
+        if self._set_back:
+            self._aim_anew(wall)
+        told = self._look_at is not None and self._look_at <= now
+        if told or (self._next is not None and self._next <= wall and self._fire_again_at <= now):
+            self._look(wall, now)
+        times = [] if self._next is None else [max(now + self._next - wall, self._fire_again_at, now)]
+        times += [] if self._look_at is None else [self._look_at]
+        return min(times, default=None)
+
+    # ── the clock ────────────────────────────────────────────────────────────────────────────────────
+
+    def _notice_jump(self, wall: float, now: float) -> None:
+        """Set forward, or woken from a sleep: nobody was watching until now. Set back: look what is due next."""
+        passed, shown = now - self._monotonic, wall - self._wall
+        self._monotonic, self._wall = now, wall
+        if shown - passed > AHEAD or passed > LONGEST_GAP:
+            self._since, self._since_jump, self._next = wall, True, wall
+        elif passed - shown > BEHIND:
+            logs.say(logs.WARNING, "the clock was set back", seconds=f"{passed - shown:.0f}")
+            self._since, self._set_back = min(self._since, wall), True
+
+    def _aim_anew(self, wall: float) -> None:
+        """Slots between the clock's present time and the one it showed before are due again, if they never ran."""
+        for schedule in self._engine.storage.schedules():
+            if schedule.looked > wall + BEHIND and not schedule.paused and not schedule.orphaned:
+                try:
+                    self._engine.storage.put_schedule(aimed(schedule, wall, wall))
+                except _NONSENSE as error:
+                    self._report(schedule, error)
+        self._set_back, self._next = False, wall
+
+    # ── what the code says ───────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, wall: float) -> None:
+        """Bring the code's schedules into the file, and let those rest whose code is gone."""
+        told = self._engine.declared.changes
+        write_declared(self._engine)
+        strangers = [one for one in self._engine.storage.schedules() if self._is_strange(one) and not one.orphaned]
+        for schedule in strangers:
+            self._leave_to_others(schedule)
+        self._told, self._begun, self._next = told, True, wall
+
+    def _is_strange(self, schedule: Schedule) -> bool:
+        return schedule.declared is not None and schedule.name not in self._engine.declared.entries
+
+    def _leave_to_others(self, schedule: Schedule) -> None:
+        """One that other code declares is fired by that code's consumers; if there is none, it is an orphan."""
+        if schedule.name in declared_elsewhere(self._engine):
+            self._aside[schedule.name] = schedule.version
+        elif orphan(self._engine, schedule):
+            logs.say(logs.WARNING, "a schedule is declared in no code any more and rests", schedule=schedule.name)
+
+    # ── firing ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _look(self, wall: float, now: float) -> None:
+        storage = self._engine.storage
+        if self._look_at is not None:
+            storage.barrier()  # an event comes when a writer begins; what he wrote is visible after this
+        self._take_back_from_aside()
+        due = storage.due_schedules(wall, self._boot, AT_ONCE, self._aside.keys())
+        if due:
+            self._fire(due, wall)
+        full = len(due) >= AT_ONCE
+        self._fire_again_at = now + SPACED if due and not full and not self._burst else now
+        self._next = wall if full else storage.next_schedule(self._aside.keys())
+        self._look_at, self._looked = None, now  # last: what fails is done again
+        self.made_ready = self.made_ready or (self._next is not None and self._next <= wall)
+
+    def _take_back_from_aside(self) -> None:
+        """Look again at what was left alone and has changed since."""
+        for name, version in list(self._aside.items()):
+            if [one.version for one in self._engine.storage.schedules(name)] != [version]:
+                del self._aside[name]
+                self._reported.discard(name)
+
+    def _fire(self, due: Sequence[Schedule], wall: float) -> None:
+        since = self._watched_since(due, wall)
+        decisions = [decision for one in due if (decision := self._decided(one, wall, since)) is not None]
+        answers = fire(self._engine, [self._as_fire(one, wall) for one in decisions])
+        for decision, jobs in zip(decisions, answers, strict=True):
+            if jobs is not None:
+                self._tell(decision)
+            self.made_ready = self.made_ready or bool(jobs)
+            self.made_followers = self.made_followers or any(one.follows for one in decision.planned)
+
+    def _decided(self, schedule: Schedule, wall: float, since: float) -> Decision | None:
+        if self._is_strange(schedule):
+            self._leave_to_others(schedule)
+            return None
+        if self._burst and schedule.catch_up == "skip":
+            since = min(since, wall - BURST_COVERS)
+        try:
+            return decide(schedule, wall, since, busy=self._busy(schedule), boot=self._boot)
+        except _NONSENSE as error:
+            self._report(schedule, error)
+            return None
+
+    def _busy(self, schedule: Schedule) -> Busy:
+        if schedule.overlap == "allow" or schedule.last_id is None:
+            return FREE
+        return busy(self._engine, schedule)
+
+    def _as_fire(self, decision: Decision, wall: float) -> Fire:
+        schedule = decision.schedule
+        before, jobs = schedule.last_id, []
+        for planned in decision.planned:
+            job = job_of(schedule, planned, before, wall)
+            jobs.append(job)
+            before = job.id
+        return Fire(schedule, jobs)
+
+    def _watched_since(self, due: Sequence[Schedule], wall: float) -> float:
+        """Since when slots are nobody's fault: another consumer may have been there before this one."""
+        if self._since_jump or all(one.slot is None or one.slot >= self._since for one in due):
+            return self._since
+        starts = [
+            float(started)
+            for owner in self._engine.storage.owners()
+            if owner.alive and owner.info.get("periodic") and isinstance(started := owner.info.get("started"), float)
+        ]
+        return min(self._since, max(min(starts, default=self._since), wall - TRUSTED_FOR))
+
+    # ── telling ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _tell(self, decision: Decision) -> None:
+        name = decision.schedule.name
+        if decision.missed:
+            told = {"catch_up": decision.schedule.catch_up, "fired": len(decision.planned)}
+            logs.say(logs.WARNING, "a schedule has missed slots", schedule=name, **told)
+        for slot in decision.skipped:
+            logs.say(logs.INFO, "a slot was skipped: the run before has not ended", schedule=name, slot=moment(slot))
+
+    def _report(self, schedule: Schedule, error: Exception) -> None:
+        self._aside[schedule.name] = schedule.version
+        self._reported.add(schedule.name)
+        message = "a schedule cannot be read and is left alone; update it or remove it"
+        logs.say(logs.ERROR, message, schedule=schedule.name, error=error)

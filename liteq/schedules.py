@@ -1,0 +1,670 @@
+"""Schedules: what ``app.schedules`` offers, and how what is declared in code gets into the file.
+
+The decisions are in `liteq.schedule`; the consumer's half, which fires, is in `liteq.consumer.firing`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+
+from liteq import lifecycle, schedule
+from liteq import signals as S
+from liteq.definition import PER_CALL, check_integer, check_name, override_text
+from liteq.engine import Engine
+from liteq.errors import ConfigurationError, DuplicateSchedule, ScheduleNotFound, TriggerError
+from liteq.instants import moment, positive_seconds, timestamp
+from liteq.job import FINISHED, Job, JobFilter, JobState
+from liteq.result import Result
+from liteq.schedule import AFTER_JOB, MOST_FOLLOWERS, Busy, CatchUp, Overlap, Schedule, aimed, trigger_of
+from liteq.storage.base import Fire
+from liteq.task import Signature, Task, lasting
+
+if TYPE_CHECKING:
+    from liteq.triggers import Trigger
+
+T = TypeVar("T")
+
+#: A job's id has at most 255 characters, and that of a slot is the schedule's name and an instant.
+LONGEST_NAME = 200
+
+
+class Unset:
+    """The type of `UNSET`."""
+
+    def __repr__(self) -> str:
+        return "unchanged"
+
+
+#: What `Schedules.update` leaves as it is; ``None`` means something there.
+UNSET: Final = Unset()
+
+#: The fields of a Schedule that say when it is due; the rest of a declaration says what is run.
+_TIMING = ("trigger", "start", "end", "jitter")
+_TEMPLATE = (
+    *("task", "payload", "summary", "queue", "priority", "options", "expires"),
+    *("catch_up", "overlap", "grace", "jitter", "start", "end", "max_runs"),
+)
+
+
+class Schedules:
+    """Stored schedules: ``app.schedules``. Every method works from any process; running consumers follow at once.
+
+    Args:
+        engine: gives the app's engine of the moment.
+        task: gives the task of a name; raises UnknownTask.
+    """
+
+    def __init__(self, engine: Callable[[], Engine], task: Callable[[str], Task[Any, Any]]) -> None:
+        self._of_the_moment = engine
+        self._task = task
+        self._declared: tuple[Engine, int] | None = None
+
+    def _engine(self) -> Engine:
+        """The engine, with everything that the code declares in its file."""
+        engine = self._of_the_moment()
+        if engine.declared.changes and self._declared != (engine, engine.declared.changes):
+            changes = engine.declared.changes
+            write_declared(engine)
+            self._declared = engine, changes
+        return engine
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────
+
+    def list(self) -> list[Schedule]:
+        """All schedules in order of their names: those declared in code and those added at run time."""
+        engine = self._engine()
+        return [_shown(engine, one) for one in engine.storage.schedules()]
+
+    def get(self, name: str) -> Schedule:
+        """One schedule.
+
+        Raises:
+            ScheduleNotFound: there is none of this name.
+        """
+        engine = self._engine()
+        return _shown(engine, _stored(engine, name))
+
+    def preview(self, name: str, n: int = 10) -> Sequence[datetime]:
+        """The next ``n`` instants at which it is due, jitter included, in its time zone. A paused one: as if it were
+        resumed now.
+
+        Raises:
+            ScheduleNotFound: there is none of this name.
+        """
+        engine = self._engine()
+        found = schedule.upcoming(_stored(engine, name), engine.clock.now(), engine.timezone)
+        return [*islice(found, check_integer(n, "n"))]
+
+    # ── changes ──────────────────────────────────────────────────────────────────────────────────────
+
+    def add(
+        self,
+        name: str,
+        task: Task[Any, Any] | Signature[Any] | str,
+        trigger: Trigger | str,
+        *,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        catch_up: CatchUp = "latest",
+        overlap: Overlap = "skip",
+        grace: float | timedelta | None = None,
+        jitter: float | timedelta = 0,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        max_runs: int | None = None,
+        replace: bool = False,
+        **options: Any,
+    ) -> Schedule:
+        """Store a new schedule.
+
+        Args:
+            name: unique in the file, at most 200 characters.
+            task: a task, a call of one (``task.s(...)``), or a task's name.
+            trigger: a trigger, or its text: ``"*/5 * * * *"``, ``"every 30 seconds"``.
+            args, kwargs: for the task, where it is not a call of one.
+            catch_up, overlap, grace, jitter, start, end, max_runs: see `LiteQ.periodic_task`.
+            replace: exchange a schedule that has this name.
+            options: of its jobs, as for ``task.using``: ``queue``, ``priority``, ``retries``, ``timeout`` …
+
+        Raises:
+            DuplicateSchedule: there is one of this name, and ``replace`` is not given.
+            TriggerError: the trigger cannot be read, or will never be due.
+            UnknownTask: no task of this name is registered here.
+            TypeError, ConfigurationError, SerializationError: another argument is wrong; the message names it.
+        """
+        engine = self._engine()
+        template = self.template(
+            name,
+            task,
+            trigger,
+            args=args,
+            kwargs=kwargs,
+            catch_up=catch_up,
+            overlap=overlap,
+            grace=grace,
+            jitter=jitter,
+            start=start,
+            end=end,
+            max_runs=max_runs,
+            options=options,
+        )
+        new = _begun(template, engine.clock.now())
+        _require_due(new, new.slot)
+        while not engine.storage.put_schedule(new):
+            known = engine.storage.schedules(name)
+            if known and not replace:
+                raise DuplicateSchedule(f"there is a schedule {name!r} already; update it, or add it with replace=True")
+            if known and known[0].declared is not None:
+                edited = new._replace(declared=known[0].declared, edited=True)
+                new = edited._replace(created=known[0].created, version=known[0].version)
+            elif known:
+                engine.storage.drop_schedule(name)
+        return self.get(name)
+
+    def update(
+        self,
+        name: str,
+        *,
+        trigger: Trigger | str | None = None,
+        task: Task[Any, Any] | Signature[Any] | str | None = None,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        catch_up: CatchUp | None = None,
+        overlap: Overlap | None = None,
+        grace: float | timedelta | Unset | None = UNSET,
+        jitter: float | timedelta | None = None,
+        start: datetime | Unset | None = UNSET,
+        end: datetime | Unset | None = UNSET,
+        max_runs: int | Unset | None = UNSET,
+        **options: Any,
+    ) -> Schedule:
+        """Change what is given and leave the rest. One that is declared in code is then *edited*: it no longer follows
+        the code until `reset`.
+
+        Args:
+            as for `add`; ``None`` for ``grace``, ``start``, ``end`` or ``max_runs`` takes the limit away.
+
+        Raises:
+            ScheduleNotFound: there is none of this name. Otherwise as `add`.
+        """
+        given: dict[str, Any] = {
+            "catch_up": None if catch_up is None else _one_of(catch_up, "catch_up", get_args(CatchUp)),
+            "overlap": None if overlap is None else _one_of(overlap, "overlap", get_args(Overlap)),
+            "jitter": None if jitter is None else positive_seconds(jitter, "jitter"),
+        }
+        changes = {field: value for field, value in given.items() if value is not None}
+        changes |= self._limits({"grace": grace, "start": start, "end": end, "max_runs": max_runs})
+        engine = self._engine()
+
+        def rule(standing: Schedule, now: float) -> Schedule:
+            wanted = standing._replace(**changes)
+            wanted = self._with_call(wanted, task, args, kwargs)
+            wanted = _with_options(wanted, options)
+            if trigger is not None:
+                text = str(_trigger(trigger).with_timezone(engine.timezone))
+                wanted = _anchored(wanted._replace(trigger=text), now)
+            wanted = wanted._replace(edited=standing.edited or standing.declared is not None)
+            return _aimed_after_change(standing, wanted, now)
+
+        return _shown(engine, _change(engine, name, rule))
+
+    def pause(self, name: str) -> bool:
+        """Fire no more until `resume`, whatever the code says; survives restarts. False if it is paused already.
+
+        Raises:
+            ScheduleNotFound: there is none of this name.
+        """
+        return self._set_paused(name, True)
+
+    def resume(self, name: str) -> bool:
+        """Undo `pause`; slots that have passed meanwhile are not caught up. False if it is not paused.
+
+        Raises:
+            ScheduleNotFound: there is none of this name.
+        """
+        return self._set_paused(name, False)
+
+    def _set_paused(self, name: str, paused: bool) -> bool:
+        engine = self._engine()
+        if _stored(engine, name).paused is paused:
+            return False
+        _change(engine, name, lambda standing, now: aimed(standing._replace(paused=paused), now, now))
+        return True
+
+    def reset(self, name: str) -> Schedule:
+        """Undo every `update` of a schedule that is declared in code: it follows the code again.
+
+        Raises:
+            ScheduleNotFound: there is none of this name.
+            ConfigurationError: the code that runs here does not declare it.
+        """
+        engine = self._engine()
+        told = engine.declared.entries.get(name)
+        if told is None:
+            _stored(engine, name)
+            raise ConfigurationError(f"schedule {name!r} is not declared in the code that runs here")
+        return _change(engine, name, lambda standing, now: _as_told(standing, told, now))
+
+    def run_now(self, name: str) -> Result[Any]:
+        """Run it once, now, beside its slots; also a paused one. If its last run has not ended, this one follows it
+        (unless ``overlap="allow"``). It does not count towards ``max_runs``.
+
+        Returns:
+            The Result of the job; ``task.slot`` is now.
+
+        Raises:
+            ScheduleNotFound: there is none of this name.
+        """
+        engine = self._engine()
+        while True:
+            standing, now = _stored(engine, name), round(engine.clock.now(), 6)
+            follows = standing.overlap != "allow" and busy(engine, standing).unfinished
+            job = schedule.job_of(standing, schedule.Planned(now, follows), standing.last_id, now)
+            after = standing._replace(last_slot=now, last_run=now, last_outcome=None, last_finished=None)
+            stored = fire(engine, [Fire(after, [job._replace(id="")])])[0]
+            if stored:
+                if engine.immediate:
+                    engine.run_ready()
+                return Result(engine, stored[0].id)
+
+    def remove(self, name: str) -> bool:
+        """Delete a schedule; its jobs stay. False if there is none of this name.
+
+        Raises:
+            ConfigurationError: it is declared in code, which would bring it back: pause it, or take it out of the code.
+        """
+        engine = self._engine()
+        found = engine.storage.schedules(name)
+        if found and found[0].declared is not None and is_declared(engine, found[0]):
+            raise ConfigurationError(
+                f"schedule {name!r} is declared in code, which would bring it back: pause it, or take it out of the "
+                "code and restart the consumers"
+            )
+        return engine.storage.drop_schedule(name)
+
+    # ── twins for coroutines ─────────────────────────────────────────────────────────────────────────
+
+    async def alist(self) -> Sequence[Schedule]:
+        """`list` for coroutines."""
+        return await _in_thread(lambda: self.list())
+
+    async def aget(self, name: str) -> Schedule:
+        """`get` for coroutines."""
+        return await _in_thread(lambda: self.get(name))
+
+    async def apreview(self, name: str, n: int = 10) -> Sequence[datetime]:
+        """`preview` for coroutines."""
+        return await _in_thread(lambda: self.preview(name, n))
+
+    async def aadd(self, *args: Any, **kwargs: Any) -> Schedule:
+        """`add` for coroutines."""
+        return await _in_thread(lambda: self.add(*args, **kwargs))
+
+    async def aupdate(self, name: str, **changes: Any) -> Schedule:
+        """`update` for coroutines."""
+        return await _in_thread(lambda: self.update(name, **changes))
+
+    async def apause(self, name: str) -> bool:
+        """`pause` for coroutines."""
+        return await _in_thread(lambda: self.pause(name))
+
+    async def aresume(self, name: str) -> bool:
+        """`resume` for coroutines."""
+        return await _in_thread(lambda: self.resume(name))
+
+    async def areset(self, name: str) -> Schedule:
+        """`reset` for coroutines."""
+        return await _in_thread(lambda: self.reset(name))
+
+    async def arun_now(self, name: str) -> Result[Any]:
+        """`run_now` for coroutines."""
+        return await _in_thread(lambda: self.run_now(name))
+
+    async def aremove(self, name: str) -> bool:
+        """`remove` for coroutines."""
+        return await _in_thread(lambda: self.remove(name))
+
+    # ── what is given, checked ───────────────────────────────────────────────────────────────────────
+
+    def template(
+        self,
+        name: str,
+        task: Task[Any, Any] | Signature[Any] | str,
+        trigger: Trigger | str,
+        *,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        catch_up: CatchUp = "latest",
+        overlap: Overlap = "skip",
+        grace: float | timedelta | None = None,
+        jitter: float | timedelta = 0,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        max_runs: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Schedule:
+        """A schedule that is not stored and has no grid yet; touches no file. For `LiteQ.periodic_task`."""
+        if len(check_name(name, "name")) > LONGEST_NAME:
+            raise ConfigurationError(f"name must have 1 to {LONGEST_NAME} characters, not {len(name)}")
+        zone = self._of_the_moment().timezone
+        new = Schedule(
+            name,
+            "",
+            str(_trigger(trigger).with_timezone(zone)),
+            catch_up=_one_of(catch_up, "catch_up", get_args(CatchUp)),
+            overlap=_one_of(overlap, "overlap", get_args(Overlap)),
+            jitter=positive_seconds(jitter, "jitter"),
+            **self._limits({"grace": grace, "start": start, "end": end, "max_runs": max_runs}),
+        )
+        if new.start is not None and new.end is not None and new.end < new.start:
+            raise ConfigurationError(f"end={end} is before start={start}: the schedule would never be due")
+        return _with_options(self._with_call(new, task, args, kwargs), dict(options or {}))
+
+    def _limits(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The limits that are given, as a Schedule keeps them."""
+        zone = self._of_the_moment().timezone
+        checks: dict[str, Callable[[Any], Any]] = {
+            "grace": lambda value: positive_seconds(value, "grace"),
+            "start": lambda value: timestamp(value, zone, "start"),
+            "end": lambda value: timestamp(value, zone, "end"),
+            "max_runs": lambda value: check_integer(value, "max_runs", least=1),
+        }
+        told = {field: value for field, value in given.items() if value is not UNSET}
+        return {field: None if value is None else checks[field](value) for field, value in told.items()}
+
+    def _with_call(
+        self,
+        wanted: Schedule,
+        task: Task[Any, Any] | Signature[Any] | str | None,
+        args: Iterable[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> Schedule:
+        """The schedule with another task, other arguments, or both."""
+        if task is None and args is None and kwargs is None:
+            return wanted
+        engine = self._of_the_moment()
+        if isinstance(task, Signature):
+            if args or kwargs:
+                raise TypeError("task.s(...) brings its arguments along; leave out args and kwargs")
+            args, kwargs, task = task.args, task.kwargs, task.task
+        called = self._called(task, wanted)
+        if task is None:
+            stored_args, stored_kwargs = engine.runtime.serializer.loads_call(wanted.payload)
+            args = stored_args if args is None else args
+            kwargs = stored_kwargs if kwargs is None else kwargs
+        job = called.job(engine, tuple(args or ()), dict(kwargs or {}))
+        wanted = wanted._replace(task=job.task, payload=job.payload, summary=job.summary)
+        if task is None:
+            return wanted._replace(options=_merged(wanted.options, _of_the_call(job.options)))
+        expires = lasting(called)
+        return wanted._replace(queue=job.queue, priority=job.priority, options=job.options, expires=expires)
+
+    def _called(self, task: Task[Any, Any] | str | None, wanted: Schedule) -> Task[Any, Any]:
+        if isinstance(task, Task):
+            return task
+        name = wanted.task if task is None else task
+        if not isinstance(name, str):
+            raise TypeError(f"task takes a task, a call of one (task.s(...)) or a name, not {type(name).__name__}")
+        return self._task(name)
+
+
+# ── what the code declares ───────────────────────────────────────────────────────────────────────────────
+
+
+def declaration(template: Schedule) -> Schedule:
+    """What the code says about a schedule, in a form that tells whether it has changed.
+
+    Raises:
+        TriggerError: it could never have been due.
+    """
+    before_everything = datetime(1, 1, 4, tzinfo=UTC).timestamp()
+    _require_due(template, aimed(template, before_everything, before_everything).slot)
+    told = {field: getattr(template, field) for field in (*_TIMING, *_TEMPLATE)} | {"payload": template.payload.hex()}
+    return template._replace(declared=json.dumps(told, sort_keys=True, separators=(",", ":")))
+
+
+def write_declared(engine: Engine) -> None:
+    """Bring what the code declares into the file: new schedules, and changes to those that nobody has edited."""
+    stored = {one.name: one for one in engine.storage.schedules()}
+    for name, told in list(engine.declared.entries.items()):
+        standing = stored.get(name)
+        while not _write_one(engine, standing, told):
+            found = engine.storage.schedules(name)
+            standing = found[0] if found else None
+
+
+def _write_one(engine: Engine, standing: Schedule | None, told: Schedule) -> bool:
+    """False if somebody else has changed it meanwhile."""
+    now = engine.clock.now()
+    if standing is None:
+        return engine.storage.put_schedule(_begun(told, now))
+    if standing.declared == told.declared and not standing.orphaned:
+        return True
+    return engine.storage.put_schedule(_brought_together(standing, told, now))
+
+
+def _brought_together(standing: Schedule, told: Schedule, now: float) -> Schedule:
+    """What is stored and what the code says, as one: what was said by hand holds, and is shown as such."""
+    try:
+        if standing.edited or standing.declared is None:
+            return _adopted(standing._replace(declared=told.declared, edited=True), now)
+        return _as_told(standing, told, now)
+    except ValueError:  # what is stored makes no sense, so the code's word is all there is
+        return _begun(told, now)._replace(created=standing.created, version=standing.version)
+
+
+def _as_told(standing: Schedule, told: Schedule, now: float) -> Schedule:
+    """The schedule as the code says it; where the code's times are the same as before, its grid and next slot stay."""
+    fields = {field: getattr(told, field) for field in _TEMPLATE}
+    wanted = standing._replace(declared=told.declared, edited=False, **fields)
+    if standing.edited or _timing(standing.declared) != _timing(told.declared):
+        wanted = _anchored(wanted._replace(trigger=told.trigger), now)
+    return _adopted(_aimed_after_change(standing, wanted, now), now)
+
+
+def _adopted(standing: Schedule, now: float) -> Schedule:
+    """An orphan whose code is back goes on from now."""
+    return aimed(standing._replace(orphaned=False), now, now) if standing.orphaned else standing
+
+
+def _timing(declared: str | None) -> list[Any]:
+    told = json.loads(declared or "{}")
+    return [told.get(field) for field in _TIMING]
+
+
+def is_declared(engine: Engine, standing: Schedule) -> bool:
+    """Whether the code that runs here, or that of a consumer that lives, declares a schedule."""
+    return standing.name in engine.declared.entries or standing.name in declared_elsewhere(engine)
+
+
+def declared_elsewhere(engine: Engine) -> set[str]:
+    """The names that live consumers declare."""
+    return {
+        str(name) for owner in engine.storage.owners() if owner.alive for name in _names(owner.info.get("schedules"))
+    }
+
+
+def _names(value: object) -> Iterable[object]:
+    return value if isinstance(value, list) else ()
+
+
+def orphan(engine: Engine, standing: Schedule) -> bool:
+    """Let a schedule rest whose code is gone; False if it has changed meanwhile."""
+    now = engine.clock.now()
+    return engine.storage.put_schedule(standing._replace(orphaned=True, slot=None, due=None, looked=now))
+
+
+def _shown(engine: Engine, standing: Schedule) -> Schedule:
+    """The schedule as it is shown: also as orphaned where no consumer has been there yet to find it so."""
+    knows_code = bool(engine.tasks)  # without tasks, only the file is known: `liteq schedules app.db`
+    if standing.declared is None or standing.orphaned or not knows_code or is_declared(engine, standing):
+        return standing
+    return standing._replace(orphaned=True)
+
+
+# ── firing ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def busy(engine: Engine, standing: Schedule) -> Busy:
+    """Whether the last job of a schedule has not ended, and whether that is because its worker or consumer died."""
+    last = None if standing.last_id is None else engine.storage.get(standing.last_id)
+    if last is None or last.state in FINISHED:
+        return schedule.FREE
+    given_back = last.claim > last.attempt or last.crashes > 0
+    dead = last.state is JobState.RUNNING and last.owner in engine.storage.dead_owners()
+    followers = engine.storage.reasons(f"{AFTER_JOB}{standing.name}@") if last.state is JobState.BLOCKED else ()
+    return Busy(True, given_back or dead, len(followers) >= MOST_FOLLOWERS)
+
+
+def fire(engine: Engine, fires: Sequence[Fire]) -> list[list[Job] | None]:
+    """Store slots with their jobs, and announce the jobs; see `Storage.fire`."""
+    answers = engine.storage.fire(fires)
+    if engine.signals.heard(S.ENQUEUED):
+        for jobs in answers:
+            for job in jobs or ():
+                engine.announce(S.ENQUEUED, job, None)
+    return answers
+
+
+def let_follow(engine: Engine) -> tuple[int, int]:
+    """Let those jobs go on whose schedule's run before has ended; returns how many did and how many still wait."""
+    reasons = engine.storage.reasons(AFTER_JOB)
+    heads = _heads(reasons)
+    freed, waiting = 0, sum(number for reason, number in reasons.items() if reason not in heads)
+    for reason in heads:
+        number = reasons[reason]
+        before = engine.storage.get(reason.removeprefix(AFTER_JOB))
+        if before is not None and before.state not in FINISHED:
+            waiting += number
+            continue
+        jobs = engine.storage.find(JobFilter(states=frozenset({JobState.BLOCKED}), reason=reason))
+        now = engine.clock.now()
+        freed += sum(engine.storage.apply([lifecycle.unblock(job, now) for job in jobs], now))
+    return freed, waiting
+
+
+def _heads(reasons: Iterable[str]) -> set[str]:
+    """Of jobs that wait for each other in a row, only the first needs a look: that which waits for the oldest slot."""
+    rows: dict[str, tuple[str, str]] = {}
+    heads = set()
+    for reason in reasons:
+        name, at, slot = reason.rpartition("@")
+        if not at:  # it waits for a run that was started by hand
+            heads.add(reason)
+            continue
+        order = slot.removesuffix("Z").ljust(len("2030-01-01T00:00:00.000000"), ".")  # "." sorts before a digit
+        rows[name] = min(rows.get(name, (order, reason)), (order, reason))
+    return heads | {reason for _, reason in rows.values()}
+
+
+# ── one schedule ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _stored(engine: Engine, name: str) -> Schedule:
+    found = engine.storage.schedules(check_name(name, "name"))
+    if not found:
+        raise ScheduleNotFound(name)
+    return found[0]
+
+
+def _change(engine: Engine, name: str, rule: Callable[[Schedule, float], Schedule]) -> Schedule:
+    """Apply a rule to a schedule as it stands, again if somebody else changes it meanwhile."""
+    while True:
+        changed = rule(_stored(engine, name), engine.clock.now())
+        if engine.storage.put_schedule(changed):
+            return _stored(engine, name)
+
+
+def _begun(template: Schedule, now: float) -> Schedule:
+    """A schedule that is about to be stored: its grid begins here, or at its ``start``."""
+    return aimed(_anchored(template._replace(created=now), now), now, now)
+
+
+def _anchored(wanted: Schedule, now: float) -> Schedule:
+    anchor = moment(now if wanted.start is None else wanted.start)
+    return wanted._replace(trigger=str(trigger_of(wanted).anchored(anchor)))
+
+
+def _aimed_after_change(standing: Schedule, wanted: Schedule, now: float) -> Schedule:
+    """What was due by the old times goes by the new ones from now on; otherwise the next slot stays."""
+    if all(getattr(standing, field) == getattr(wanted, field) for field in (*_TIMING, "max_runs")):
+        return wanted
+    moved = any(getattr(standing, field) != getattr(wanted, field) for field in _TIMING)
+    changed = aimed(wanted, now if moved or standing.slot is None else standing.slot - 1e-6, now)
+    if moved and not wanted.paused and not wanted.orphaned:
+        _require_due(changed, changed.slot)
+    return changed
+
+
+def _require_due(wanted: Schedule, slot: float | None) -> None:
+    if slot is None and not trigger_of(wanted).reboot:
+        limits = "" if wanted.start is None and wanted.end is None else " within its start and end"
+        raise TriggerError(f"schedule {wanted.name!r}: {wanted.trigger} is never due{limits}; nothing was stored")
+
+
+def _with_options(wanted: Schedule, options: Mapping[str, Any]) -> Schedule:
+    """The schedule with other options for its jobs."""
+    if not options:
+        return wanted
+    direct: dict[str, Callable[[Any], Any]] = {
+        "queue": lambda value: check_name(value, "queue"),
+        "priority": lambda value: check_integer(value, "priority", least=-(1 << 63)),
+        "expires": lambda value: None if value is None else positive_seconds(value, "expires"),
+    }
+    for refused in ("eta", "delay", "id"):
+        if refused in options:
+            raise TypeError(f"{refused} is not for schedules: the trigger says when, and each slot has its own id")
+    now_and_then = {name: value for name, value in options.items() if name not in direct}
+    text = override_text(_checked_per_call(now_and_then))
+    found = {name: check(options[name]) for name, check in direct.items() if name in options}
+    return wanted._replace(options=_merged(wanted.options, text), **found)
+
+
+def _merged(text: str | None, more: str | None) -> str | None:
+    """What jobs carry, with what is said anew."""
+    if text is None or more is None:
+        return text or more
+    return json.dumps(json.loads(text) | json.loads(more), separators=(",", ":"))
+
+
+def _of_the_call(text: str | None) -> str | None:
+    """What a job carries because of its arguments, rather than as an option."""
+    carried = {} if text is None else json.loads(text)
+    kept = {name: value for name, value in carried.items() if name not in PER_CALL}
+    return json.dumps(kept, separators=(",", ":")) if kept else None
+
+
+def _checked_per_call(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = sorted(set(options) - set(PER_CALL))
+    if unknown:
+        known = ", ".join(("queue", "priority", "expires", *PER_CALL))
+        raise TypeError(f"unknown option {unknown[0]!r}; a schedule's jobs take {known}")
+    return options
+
+
+def _trigger(given: Trigger | str) -> Trigger:
+    from liteq.triggers import Trigger, parse_trigger
+
+    if isinstance(given, str):
+        return parse_trigger(given)
+    if not isinstance(given, Trigger):
+        raise TypeError(
+            f"trigger takes a trigger such as crontab(...) or every(...), or its text, not {type(given).__name__}"
+        )
+    return given
+
+
+def _one_of(value: str, what: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ConfigurationError(f"{what} takes {', '.join(map(repr, choices))}, not {value!r}")
+    return value
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    import asyncio
+
+    return await asyncio.to_thread(function)

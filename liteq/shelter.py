@@ -1,0 +1,103 @@
+"""Where an exception that is thrown into a thread does not strike: while the thread changes what others rely on.
+
+A worker's deadline is an exception that another thread throws into it. It strikes between any two steps, also inside
+liteq's own bookkeeping, which the task that runs there has called: a lock stays locked, a count is never counted down,
+and everybody else waits for ever. So such a thread has a Shelter. What is `sheltered` runs behind its door; what is
+thrown meanwhile waits, and is raised as the thread comes out, a few microseconds later.
+
+The door is a lock of the interpreter's own, taken and left by ``with`` in one step each, so that nothing strikes in
+between. Who throws needs it too. What he has thrown just before the thread shut it strikes at the very first step of
+the sheltered function (Python looks for such exceptions as a function begins), when nothing is done yet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Shelter:
+    """One thread's. `move_in` is called in that thread, `throw` and `take_back` in any, but not by two at once."""
+
+    __slots__ = ("_door", "_inside", "_late", "_thread")
+
+    def __init__(self) -> None:
+        self._door = threading.Lock()
+        self._inside = False
+        self._late: list[type[BaseException]] = []
+        self._thread = 0
+
+    def move_in(self) -> None:
+        """This thread is the one."""
+        self._thread = threading.get_ident()
+        here.shelter = self
+
+    def call(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+        """Call a function written in Python behind the door; called in the thread."""
+        if self._inside:
+            return function(*args, **kwargs)
+        try:
+            with self._door:
+                self._inside = True
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    self._inside = False
+        finally:
+            if self._late and (late := self._taken()) is not None:
+                raise late
+
+    def throw(self, error: type[BaseException]) -> None:
+        """Have ``error`` raised in the thread: at its next step, or as it comes out."""
+        self._late.append(error)  # before the look at the door: who comes out looks at this after he has opened it
+        if self._door.acquire(blocking=False):
+            try:
+                if self._taken() is not None:
+                    _set_exception(self._thread, error)
+            finally:
+                self._door.release()
+
+    def take_back(self) -> None:
+        """What was thrown and has not been raised yet never will be."""
+        self._late.clear()
+        _set_exception(self._thread, None)
+
+    def _taken(self) -> type[BaseException] | None:
+        """What was thrown, to be raised by whoever gets it from here, and nobody else."""
+        try:
+            return self._late.pop()
+        except IndexError:
+            return None
+
+
+class _Here(threading.local):
+    #: ``None``: nobody throws exceptions into this thread.
+    shelter: Shelter | None = None
+
+
+here = _Here()
+
+
+def sheltered(function: Callable[P, T]) -> Callable[P, T]:
+    """Nothing that is thrown into a thread strikes inside this function. It should not take long."""
+
+    @wraps(function)
+    def in_shelter(*args: P.args, **kwargs: P.kwargs) -> T:
+        shelter = here.shelter
+        if shelter is None:
+            return function(*args, **kwargs)
+        return shelter.call(function, *args, **kwargs)
+
+    return in_shelter
+
+
+def _set_exception(thread: int, error: type[BaseException] | None) -> None:
+    import ctypes
+
+    argument = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), argument)

@@ -1,0 +1,224 @@
+"""An app for workers that run many jobs at once: tasks that meet each other, hold each other up, or take all along.
+
+What is asked of the standard library at import is kept, to tell whether gevent came first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from workshop import note
+
+from liteq import LiteQ
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SOCKETS_COME_FROM = socket.socket.__module__
+
+_tasks: list[tuple[Callable[..., Any], dict[str, Any]]] = []
+_name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobody")
+_left: list[asyncio.Task[None]] = []
+
+
+def task(**options: Any) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        _tasks.append((function, options))
+        return function
+
+    return decorate
+
+
+# ── coroutines ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task()
+async def rest(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+@task()
+async def alook() -> list[int]:
+    """Which loop, and which thread."""
+    return [id(asyncio.get_running_loop()), threading.get_ident()]
+
+
+@task()
+async def count_at_once(log: str, gate: str) -> None:
+    note(log, "in")
+    while not Path(gate).exists():
+        await asyncio.sleep(0.005)
+
+
+@task()
+def count_at_once_too(log: str, gate: str) -> None:
+    note(log, "in")
+    while not Path(gate).exists():
+        time.sleep(0.005)
+
+
+@task()
+async def introduce(name: str) -> list[str]:
+    """Who was here before, who is here after a wait, and who a thread sees."""
+    before = _name.get()
+    _name.set(name)
+    await asyncio.sleep(0.01)
+    return [before, _name.get(), await asyncio.to_thread(_name.get)]
+
+
+@task()
+def introduce_too(name: str) -> list[str]:
+    before = _name.get()
+    _name.set(name)
+    return [before, _name.get()]
+
+
+@task()
+async def tidy(log: str) -> None:
+    """Wait for ever, in an async generator, and leave it properly."""
+
+    async def endless() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.01)
+        finally:
+            await asyncio.sleep(0)
+            note(log, "generator closed")
+
+    note(log, "began")
+    try:
+        async with contextlib.aclosing(endless()) as numbers:
+            async for _ in numbers:
+                pass
+    except asyncio.CancelledError:
+        note(log, "cancelled")
+        raise
+    finally:
+        note(log, "finally")
+
+
+@task(timeout=0.2)
+async def go_on_regardless(log: str) -> None:
+    """Take no hint."""
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.01)
+    note(log, "came to its end")
+
+
+@task()
+async def block(gate: str, log: str) -> None:
+    """Keep the loop busy with Python code until the gate opens."""
+    note(log, "blocks")
+    while not Path(gate).exists():
+        time.sleep(0.001)
+
+
+@task()
+async def block_in_a_child(gate: str, log: str) -> None:
+    """The same in an asyncio task of its own."""
+    await asyncio.create_task(_block(gate, log))
+
+
+async def _block(gate: str, log: str) -> None:
+    await asyncio.sleep(0)
+    note(log, "blocks")
+    while not Path(gate).exists():
+        time.sleep(0.001)
+
+
+@task()
+async def block_for(seconds: float, log: str) -> None:
+    """Keep the loop busy in one call, that nothing ends."""
+    note(log, "blocks")
+    time.sleep(seconds)
+
+
+@task()
+async def leave_behind(what: str, log: str) -> None:
+    """End, and leave something on the loop."""
+
+    async def exits() -> None:
+        raise SystemExit(3)
+
+    async def stays() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            note(log, "left behind, and tidied up")
+
+    _left.append(asyncio.create_task({"exits": exits, "stays": stays}[what]()))
+    await asyncio.sleep(0.01)
+
+
+# ── for greenlets ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task()
+def look() -> list[Any]:
+    return [SOCKETS_COME_FROM, os.getpid(), threading.current_thread().name]
+
+
+@task()
+def call(port: int) -> str:
+    """Wait until the other end has something to say."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        return connection.recv(10).decode()
+
+
+@task()
+def hog(gate: str, log: str) -> None:
+    """Compute until the gate opens, without ever waiting."""
+    note(log, "hogs")
+    while not os.path.exists(gate):  # noqa: PTH110 - as plain as can be
+        pass
+
+
+@task(timeout=0.3)
+def grind(log: str) -> None:
+    """Hold the interpreter."""
+    note(log, "grinds")
+    sum(range(10**10))
+
+
+@task(max_crashes=2)
+def die(log: str) -> None:
+    note(log, "dies")
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+@task()
+def wait(gate: str, log: str, word: str) -> str:
+    note(log, word)
+    while not Path(gate).exists():
+        time.sleep(0.005)
+    return word
+
+
+@task(on_crash="fail")
+def wait_once(gate: str, log: str, word: str) -> str:
+    return wait(gate, log, word)
+
+
+def build(path: str | Path) -> LiteQ:
+    """An app over a file of its own, with every task of this module."""
+    app = LiteQ(path, durability="normal")
+    for function, chosen in _tasks:
+        app.task(**chosen)(function)
+    return app
+
+
+# Only worker processes use this.
+app = build("unused.db")

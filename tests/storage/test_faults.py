@@ -1,0 +1,673 @@
+"""Every statement of every verb fails once, in several ways; and once the process dies there.
+
+A statement may fail with an error of SQLite's, which may have rolled back by itself, or with an exception that has
+nothing to do with it (no memory, Ctrl-C, one thrown into the thread) before or after it. Whatever it is: no job is lost
+or stands in two states, nothing is half done, no transaction stays open, and the same call works a moment later.
+
+The statements are counted by a connection that is told where to strike, so a new one is tested the day it is written;
+``-rP`` lists them. A new verb needs a line in VERBS.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from contract import NOW, bring, claim, decided, new
+
+from liteq import LiteQ, gates, lifecycle
+from liteq.clock import ManualClock
+from liteq.errors import StorageError
+from liteq.gates import Need
+from liteq.job import Ending, Job, JobFilter, JobState, Progress
+from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Policy
+from liteq.schedule import Schedule
+from liteq.storage import schema
+from liteq.storage.base import ClaimRequest, Fire, Storage
+from liteq.storage.gates import Gates
+from liteq.storage.sqlite import SqliteStorage
+
+SHARED_MEMORY = Path("/dev/shm")
+STRUCK = 42  # the exit code of a child that died where it should
+
+MINE = "mine"
+
+# ── a connection that fails where it is told to ──────────────────────────────────────────────────────────────────────
+
+connect = sqlite3.connect
+
+
+class Plan:
+    """Where to strike, and how; and what has been reached.
+
+    Args:
+        at: the number of the moment, from 0; each statement has two, before and after it.
+        strike: what happens then; ``None``: nothing, they are counted.
+    """
+
+    def __init__(self, at: int = -1, strike: Callable[[sqlite3.Connection], None] | None = None) -> None:
+        self.moments: list[str] = []
+        self._at = at
+        self._strike = strike
+
+    def reach(self, moment: str, connection: sqlite3.Connection) -> None:
+        self.moments.append(moment)
+        if self._strike is not None and len(self.moments) - 1 == self._at:
+            self._strike(connection)
+
+
+plan = Plan()
+
+
+class Faulty(sqlite3.Connection):
+    """A connection that follows the plan of the moment."""
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        plan.reach(f"before {_outline(sql)}", self)
+        cursor = super().execute(sql, *parameters)
+        plan.reach(f"after {_outline(sql)}", self)
+        return cursor
+
+    def executemany(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        plan.reach(f"before {_outline(sql)}", self)
+        cursor = super().executemany(sql, *parameters)
+        plan.reach(f"after {_outline(sql)}", self)
+        return cursor
+
+    def rollback(self) -> None:
+        plan.reach("before rollback", self)
+        super().rollback()
+
+    def plainly(self, sql: str) -> None:
+        super().execute(sql)
+
+
+def _outline(sql: str) -> str:
+    return " ".join(sql.split())[:70]
+
+
+@contextmanager
+def planned(chosen: Plan) -> Iterator[Plan]:
+    global plan
+    before, plan = plan, chosen
+    try:
+        yield chosen
+    finally:
+        plan = before
+
+
+@pytest.fixture(autouse=True)
+def _faulty_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Faulty, **options))
+
+
+def _error(code: int, message: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorcode = code
+    return error
+
+
+def _io_error(_connection: sqlite3.Connection) -> None:
+    raise _error(sqlite3.SQLITE_IOERR, "disk I/O error")
+
+
+def _full(connection: sqlite3.Connection) -> None:
+    """As SQLite often does: the transaction is rolled back with the statement."""
+    if connection.in_transaction:
+        connection.plainly("ROLLBACK")  # type: ignore[attr-defined]
+    raise _error(sqlite3.SQLITE_FULL, "database or disk is full")
+
+
+def _no_memory(_connection: sqlite3.Connection) -> None:
+    raise MemoryError
+
+
+def _interrupt(_connection: sqlite3.Connection) -> None:
+    raise KeyboardInterrupt
+
+
+def _die(_connection: sqlite3.Connection) -> None:
+    os._exit(STRUCK)
+
+
+# ── what it happens to ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Scene:
+    """An open storage with jobs in every state, a live owner that runs some, and a dead one that did.
+
+    Args:
+        path: of the file.
+        storage: on it.
+        owner: the live one.
+        dead: the dead one.
+        running: the jobs of the live one.
+    """
+
+    path: Path
+    storage: SqliteStorage
+    owner: int = 0
+    dead: int = 0
+    running: tuple[Job, ...] = ()
+
+    def engine(self) -> Any:
+        app = LiteQ(self.storage, clock=ManualClock(NOW + 100), failed_ttl=10, result_ttl=10)
+        app.task(name="known")(lambda: None)
+        return app.engine
+
+
+def schedule(name: str, **fields: Any) -> Schedule:
+    return Schedule(name, "known", "every 60 s", created=NOW, **fields)
+
+
+def _build(path: Path) -> None:
+    """Jobs in every state and marks of every kind; then the owner of some dies."""
+    with closing(SqliteStorage(path, durability="normal")) as storage:
+        for state in (JobState.SUCCEEDED, JobState.FAILED, JobState.BLOCKED, JobState.REVOKED, JobState.EXPIRED):
+            bring(storage, state)
+        bring(storage, JobState.SUCCEEDED)
+        for owner in storage.owners():  # `bring` has registered one
+            storage.unregister(owner.number)
+        storage.add([new("known", queue="dead") for _ in range(3)])
+        dead = storage.register({"pid": 1})
+        jobs = storage.turn([], ClaimRequest(dead, 3, ("dead",)), NOW).jobs
+        storage.turn([], None, NOW, {jobs[0].seq: Progress(1.0, 2.0, "half")})
+        storage.swap(f"{PAUSE_MARK}paused", None, "1")
+        storage.swap(f"{REVOKE_MARK}revoked", None, lifecycle.Revocation(None, True).dumps())
+        storage.swap(lifecycle.cancel_mark(jobs[1]), None, "stop")
+        storage.add([new("known", queue=MINE) for _ in range(6)])
+        storage.add([new(queue="other", priority=number % 2) for number in range(4)])
+        storage.add([new("late", due=NOW + 3), new(id="late", due=NOW + 4), new(due=NOW + 9999)])
+        storage.add([new("known", expires=NOW + 50)])
+        storage.put_schedule(schedule("due", due=NOW - 1, slot=NOW - 1))
+        storage.put_schedule(schedule("used", due=NOW + 60, slot=NOW + 60))
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Path]:
+    """A directory with a file that nobody has open."""
+    memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    with TemporaryDirectory(prefix="liteq-test-", dir=memory) as name:
+        (Path(name) / "template").mkdir()
+        _build(Path(name) / "template" / "queue.db")
+        yield Path(name) / "template"
+
+
+Stage = Callable[[], "Scene"]
+
+
+@pytest.fixture
+def copies(template: Path) -> Iterator[Callable[[], Path]]:
+    """Makes copies of the template; gives the file's path."""
+    made: list[Path] = []
+
+    def copy() -> Path:
+        made.append(template.with_name(f"copy-{len(made)}"))
+        return Path(shutil.copytree(template, made[-1])) / "queue.db"
+
+    yield copy
+    for directory in made:
+        shutil.rmtree(directory)
+
+
+def set_up(path: Path) -> Scene:
+    """Open the file and have a live owner run some jobs."""
+    storage = SqliteStorage(path, durability="normal")
+    [dead] = storage.dead_owners()
+    owner = storage.register({"pid": os.getpid()})
+    jobs = storage.turn([], ClaimRequest(owner, 4, (MINE,)), NOW).jobs
+    return Scene(path, storage, owner, dead, tuple(jobs))
+
+
+def at_gates(path: Path) -> Scene:
+    """Jobs and callers hold slots, and stand in line; one holder is dead."""
+    scene = set_up(path)
+    take = scene.storage.gates.take
+    take(gates.lock("of the dead", 1), NOW, owner=scene.dead)
+    take(gates.lock("of a caller", 1), NOW, owner=scene.owner)
+    waiting = take(gates.lock("of a caller", 1), NOW, job=_claim_of(scene.running[0]), wait=True)
+    jobs = scene.storage.turn([], _request_through_gates(scene), NOW).jobs
+    assert jobs and waiting.number and not waiting.held
+    scene.running = (*scene.running, *jobs)
+    return scene
+
+
+def _claim_of(job: Job) -> tuple[int, int]:
+    return job.seq, job.claim
+
+
+def _request_through_gates(scene: Scene) -> ClaimRequest:
+    """One job of this task at a time, and each needs a lock as well."""
+    needs = {"known": lambda job: (gates.limit("known", 1, None), gates.lock("x", 2))}
+    return ClaimRequest(scene.owner, 9)._replace(needs=needs)
+
+
+def untouched(path: Path) -> Scene:
+    """Nothing is open yet."""
+    return Scene(path, SqliteStorage(path, durability="normal"))
+
+
+def fresh(path: Path) -> Scene:
+    """There is no file yet."""
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    return untouched(path)
+
+
+def of_version_1(path: Path) -> Scene:
+    """The file was made by the first version, and holds a job."""
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    with closing(connect(path)) as connection:
+        connection.executescript(schema.MIGRATIONS[0])
+        connection.execute("INSERT INTO liteq_meta VALUES ('schema', 1)")
+        connection.execute(
+            "INSERT INTO liteq_job (rnd, queue, task, priority, created) VALUES (1, 'default', 'task', 0, ?)", (NOW,)
+        )
+        connection.commit()
+    return untouched(path)
+
+
+# ── the verbs ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A call, and on what.
+
+    Args:
+        call: it.
+        stage: sets up the scene.
+        whole: it is one transaction: where it fails, nothing has changed.
+    """
+
+    call: Callable[[Scene], object]
+    stage: Callable[[Path], Scene] = set_up
+    whole: bool = True
+
+
+def _turn(scene: Scene) -> object:
+    """Everything at once: successes, a retry, an end, one given back, progress, promotion, claims from two queues."""
+    done, failed, ended, back = scene.running
+    retry = Policy(retries=1)
+    decisions = [
+        decided(done, Ending.SUCCEEDED, result=b"5"),
+        decided(failed, Ending.FAILED, policy=retry, error_type="ValueError", message="no"),
+        decided(ended, Ending.FAILED, error_type="ValueError", message="no"),
+        decided(back, Ending.INTERRUPTED),
+    ]
+    steps = {back.seq: Progress(1.0, None, "")}
+    request = ClaimRequest(scene.owner, 8, ("other", "default", MINE))
+    return scene.storage.turn(decisions, request, NOW + 5, steps)
+
+
+def _turn_of_successes(scene: Scene) -> object:
+    """As the engine settles them."""
+    engine = scene.engine()
+    ended = [_ended(job) for job in scene.running]
+    return engine.round(ended, ClaimRequest(scene.owner, 10))
+
+
+def _turn_with_a_stale_one(scene: Scene) -> object:
+    stale = scene.running[0]._replace(claim=77)
+    return scene.engine().round([_ended(job) for job in (*scene.running[1:], stale)], ClaimRequest(scene.owner, 1))
+
+
+def _ended(job: Job) -> Any:
+    from liteq.engine import Ended
+    from liteq.job import Outcome
+
+    return Ended(job, Outcome(job.seq, job.claim, Ending.SUCCEEDED, NOW, NOW + 1, b"5"))
+
+
+def _apply(scene: Scene) -> object:
+    """Revoke, requeue, reschedule, unblock; one of them uses up a mark."""
+    one_of_each = {job.state: job for job in scene.storage.find(JobFilter())}
+    rules = {
+        JobState.READY: lambda job: lifecycle.revoke(job, NOW),
+        JobState.SCHEDULED: lambda job: lifecycle.reschedule(job, NOW + 20, NOW),
+        JobState.BLOCKED: lambda job: lifecycle.unblock(job, NOW),
+        JobState.FAILED: lambda job: lifecycle.requeue(job, NOW),
+        JobState.EXPIRED: lambda job: lifecycle.requeue(job, NOW),
+        JobState.REVOKED: lambda job: lifecycle.restore(job, NOW),
+    }
+    transitions = [rules[state](job) for state, job in one_of_each.items() if state in rules]
+    mark = (f"{REVOKE_MARK}revoked", lifecycle.Revocation(None, True).dumps())
+    consuming = lifecycle.release(scene.running[0])._replace(target=JobState.REVOKED, finished=NOW, consume=mark)
+    return scene.storage.apply([consuming, *transitions], NOW)
+
+
+def _remove(scene: Scene) -> object:
+    return scene.storage.remove(JobFilter(states=frozenset({JobState.SUCCEEDED, JobState.FAILED})))
+
+
+def _remove_the_newest(scene: Scene) -> object:
+    newest = scene.storage.find(JobFilter(newest_first=True, limit=1))[0]
+    scene.storage.apply([move] if (move := lifecycle.revoke(newest, NOW)) else [], NOW)
+    return scene.storage.remove(JobFilter(states=frozenset({JobState.REVOKED})))
+
+
+def _change_schedule(scene: Scene) -> object:
+    [stored] = scene.storage.schedules("used")
+    return scene.storage.put_schedule(stored._replace(paused=True))
+
+
+def _fire(scene: Scene) -> object:
+    """A slot that becomes two jobs, of which one has to wait; a schedule that has changed meanwhile; one that makes
+    none."""
+    [due], [used] = scene.storage.schedules("due"), scene.storage.schedules("used")
+    jobs = [new(id="slot 1"), new(id="slot 2")._replace(state=JobState.BLOCKED, reason="after job slot 1")]
+    later = due._replace(due=NOW + 59, slot=NOW + 59, looked=NOW, runs=2)
+    stale = used._replace(version=77)
+    return scene.storage.fire([Fire(later, jobs), Fire(stale, [new(id="never")]), Fire(used, [])])
+
+
+def _leave_gates(scene: Scene) -> object:
+    """A job that held slots ends, and others are let in."""
+    return scene.engine().round([_ended(scene.running[-1])], _request_through_gates(scene))
+
+
+def _take(need: Need, *, wait: bool = False) -> Callable[[Scene], object]:
+    return lambda scene: scene.storage.gates.take(need, NOW, owner=scene.owner, wait=wait)
+
+
+def _leave_gate(scene: Scene) -> object:
+    """The first place that somebody holds."""
+    return scene.storage.gates.leave(1, NOW)
+
+
+def _watch(scene: Scene) -> object:
+    with scene.storage.watch() as watch:
+        return watch.changed()
+
+
+def _batch(scene: Scene) -> object:
+    app = LiteQ(scene.storage)
+    task = app.task(name="known")(lambda: None)
+    with app.batch():
+        task()
+        task.using(delay=5)()
+        task.using(id=f"batch {len(app.jobs(limit=None))}")()
+    return None
+
+
+def _reopen(scene: Scene) -> object:
+    scene.storage.close()
+    return scene.storage.counts()
+
+
+def _upkeep_with_room_to_give_back(scene: Scene) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("liteq.storage.sqlite.SPARE_PAGES", -1)
+        patch.setattr("liteq.storage.sqlite.VACUUM_PAGES", 2)
+        patch.setattr("liteq.storage.sqlite_connection.RESTART_ABOVE", 0)
+        scene.storage.upkeep()
+
+
+VERBS: dict[str, Verb] = {
+    "the first use of a path": Verb(lambda scene: scene.storage.add([new()]), fresh),
+    "the first use of a file": Verb(lambda scene: scene.storage.counts(), untouched),
+    "the first use of a file of version 1": Verb(lambda scene: scene.storage.add([new()]), of_version_1, whole=False),
+    "add one": Verb(lambda scene: scene.storage.add([new()])),
+    "add many": Verb(lambda scene: scene.storage.add([new() for _ in range(93)])),
+    "add with ids": Verb(lambda scene: scene.storage.add([new(id="a"), new(id="late"), new(id="b")])),
+    "add a batch": Verb(_batch),
+    "turn: claim": Verb(lambda scene: scene.storage.turn([], ClaimRequest(scene.owner, 9), NOW)),
+    "turn: promote": Verb(lambda scene: scene.storage.turn([], None, NOW + 5)),
+    "turn: progress": Verb(
+        lambda scene: scene.storage.turn([], None, NOW, {scene.running[0].seq: Progress(1.0, 2.0, "half")})
+    ),
+    "turn: everything": Verb(_turn),
+    "turn: successes": Verb(_turn_of_successes),
+    "turn: one was taken over": Verb(_turn_with_a_stale_one),
+    "apply": Verb(_apply),
+    "get": Verb(lambda scene: scene.storage.get("late")),
+    "find": Verb(lambda scene: scene.storage.find(JobFilter())),
+    "find the running jobs of an owner": Verb(lambda scene: scene.storage.find(JobFilter(owner=scene.dead))),
+    "finished": Verb(lambda scene: scene.storage.finished([1, 2, 999])),
+    "standing": Verb(lambda scene: scene.storage.standing([1, scene.running[0].seq, 999])),
+    "counts": Verb(lambda scene: scene.storage.counts()),
+    "queues": Verb(lambda scene: scene.storage.queues()),
+    "reasons": Verb(lambda scene: scene.storage.reasons()),
+    "next_due": Verb(lambda scene: scene.storage.next_due()),
+    "remove": Verb(_remove),
+    "remove the newest": Verb(_remove_the_newest, whole=False),
+    "marks": Verb(lambda scene: scene.storage.marks()),
+    "swap: set": Verb(lambda scene: scene.storage.swap("key", None, "value")),
+    "swap: change": Verb(lambda scene: scene.storage.swap(f"{PAUSE_MARK}paused", "1", "2")),
+    "swap: remove": Verb(lambda scene: scene.storage.swap(f"{PAUSE_MARK}paused", "1", None)),
+    "schedules": Verb(lambda scene: scene.storage.schedules()),
+    "put_schedule: new": Verb(lambda scene: scene.storage.put_schedule(schedule("new", due=NOW + 60))),
+    "put_schedule: change": Verb(_change_schedule),
+    "drop_schedule": Verb(lambda scene: scene.storage.drop_schedule("used")),
+    "due_schedules": Verb(lambda scene: scene.storage.due_schedules(NOW, "boot", 10)),
+    "next_schedule": Verb(lambda scene: scene.storage.next_schedule()),
+    "fire": Verb(_fire),
+    "schema_version": Verb(lambda scene: scene.storage.schema_version()),
+    "turn: claim through gates": Verb(lambda scene: scene.storage.turn([], _request_through_gates(scene), NOW)),
+    "turn: leave gates": Verb(_leave_gates, at_gates),
+    "gates.take": Verb(_take(gates.lock("free", 1)), at_gates),
+    "gates.take: wait": Verb(_take(gates.lock("of a caller", 1), wait=True), at_gates),
+    "gates.take: put the dead out": Verb(_take(gates.lock("of the dead", 1)), at_gates),
+    "gates.take: for a job": Verb(
+        lambda scene: scene.storage.gates.take(gates.lock("y", 1), NOW, job=_claim_of(scene.running[1])), at_gates
+    ),
+    "gates.leave": Verb(_leave_gate, at_gates),
+    "gates.settled": Verb(lambda scene: scene.storage.gates.settled([1, 2, 3, 99]), at_gates),
+    "gates.holds": Verb(lambda scene: scene.storage.gates.holds(1), at_gates),
+    "gates.held_by": Verb(lambda scene: scene.storage.gates.held_by("lock:x", scene.running[-1].seq), at_gates),
+    "gates.put_out": Verb(lambda scene: scene.storage.gates.put_out(scene.dead, NOW), at_gates),
+    "gates.put_out_dead": Verb(lambda scene: scene.storage.gates.put_out_dead(NOW), at_gates, whole=False),
+    "gates.clear": Verb(lambda scene: scene.storage.gates.clear(["lock:x", "lock:of a caller"], NOW), at_gates),
+    "gates.wake": Verb(lambda scene: scene.storage.gates.wake(NOW + 100, everywhere=True), at_gates),
+    "gates.states": Verb(lambda scene: scene.storage.gates.states(), at_gates),
+    "register": Verb(lambda scene: scene.storage.register({"pid": 1})),
+    "unregister: busy": Verb(lambda scene: scene.storage.unregister(scene.owner)),
+    "unregister: idle": Verb(lambda scene: scene.storage.unregister(scene.storage.register({})), whole=False),
+    "owners": Verb(lambda scene: scene.storage.owners()),
+    "begun": Verb(lambda scene: scene.storage.begun(scene.dead)),
+    "forget": Verb(lambda scene: scene.storage.forget(scene.dead)),
+    "watch": Verb(_watch),
+    "barrier": Verb(lambda scene: scene.storage.barrier()),
+    "upkeep": Verb(lambda scene: scene.storage.upkeep()),
+    "upkeep with pages to give back": Verb(_upkeep_with_room_to_give_back, whole=False),
+    "close and reopen": Verb(_reopen),
+    "recover": Verb(lambda scene: scene.engine().recover(), whole=False),
+    "expire": Verb(lambda scene: scene.engine().expire(NOW + 100, float("-inf")), whole=False),
+    "unpark": Verb(lambda scene: scene.engine().unpark(), whole=False),
+    "drop stale marks": Verb(lambda scene: scene.engine().drop_stale_marks(), whole=False),
+    "revoke all": Verb(lambda scene: scene.engine().change_all(JobFilter(), lifecycle.revoke), whole=False),
+    "revoke one": Verb(lambda scene: scene.engine().revoke("late"), whole=False),
+    "revoke a running one": Verb(lambda scene: scene.engine().revoke(scene.running[0].id), whole=False),
+    "revoke a task": Verb(lambda scene: scene.engine().revoke_task("known", None, False), whole=False),
+}
+
+
+def test_no_verb_is_left_out() -> None:
+    """Each verb of the contract is called by one of these, as its name says."""
+    named = " ".join(VERBS)
+    verbs = [name for name, verb in vars(Storage).items() if callable(verb) and not name.startswith("_")]
+    verbs += [f"gates.{name}" for name, verb in vars(Gates).items() if callable(verb) and not name.startswith("_")]
+    assert [name for name in verbs if name not in named and name not in _WITHOUT_STATEMENTS] == []
+
+
+#: Verbs that ask the database nothing, or are made of those above.
+_WITHOUT_STATEMENTS = {"lock_fd", "dead_owners"}
+
+# ── the tests ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def moments(name: str, path: Path, which: tuple[str, ...] = ("before", "after")) -> Iterator[tuple[int, str]]:
+    """What a call reaches where nothing goes wrong: number and description. Of one that comes again and again, the
+    first and the last time."""
+    scene = VERBS[name].stage(path)
+    with closing(scene.storage), planned(Plan()) as counting:
+        VERBS[name].call(scene)
+    found = counting.moments
+    for at, moment in enumerate(found):
+        if moment.startswith(which) and (moment not in found[:at] or moment not in found[at + 1 :]):
+            print(f"{name}: {moment}")
+            yield at, f"{name}: {moment}"
+
+
+def strike(verb: Verb, scene: Scene, at: int, how: Callable[[sqlite3.Connection], None]) -> None:
+    """Call it, and fail there; liteq must say so in its own words."""
+    expected = {_io_error: StorageError, _full: StorageError, _no_memory: MemoryError, _interrupt: KeyboardInterrupt}
+    with planned(Plan(at, how)), suppress(expected[how]):
+        verb.call(scene)
+
+
+def assert_idle(scene: Scene, where: str) -> None:
+    """Nobody holds anything any more."""
+    connections = scene.storage._connections
+    assert not any(one.in_transaction for one in connections._all), f"a transaction is open: {where}"
+    assert connections._readers_lent == 0, where
+    assert not connections.turnstile.is_mine(), where
+    if scene.path.exists():
+        with closing(connect(scene.path, isolation_level=None, timeout=0)) as foreign:
+            foreign.execute("BEGIN IMMEDIATE")  # raises if any process of us still has it
+            foreign.execute("ROLLBACK")
+
+
+def content(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table."""
+    if not path.exists():
+        return {}
+    with closing(connect(path)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'liteq%' AND type = 'table'")
+        return {
+            name: sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=repr)
+            for (name,) in names.fetchall()
+        }
+
+
+def assert_conserved(path: Path, where: str, before: set[int]) -> None:
+    """Each job stands in exactly one state, and none of ``before`` is gone."""
+    tables = content(path)
+    if not tables:
+        return  # it had not been opened yet
+    jobs = {row[0] for row in tables["liteq_job"] if row[1] >= 0}
+    with closing(connect(path)) as connection:
+        places = " UNION ALL ".join(
+            f"SELECT id FROM liteq_{table}" for table in ("ready", "scheduled", "running", "blocked", "done")
+        )
+        assert Counter(row[0] for row in connection.execute(places)) == Counter(jobs), where
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)], where
+    assert before <= jobs, where
+    running = {row[0] for row in tables["liteq_running"]}
+    assert {row[0] for row in tables["liteq_progress"]} <= running, where
+
+
+def seqs(path: Path) -> set[int]:
+    return {row[0] for row in content(path).get("liteq_job", ())}
+
+
+def kept(name: str, before: set[int]) -> set[int]:
+    """Which jobs must still be there: a purge is meant to take some."""
+    return set() if name.startswith("remove") else before
+
+
+@pytest.mark.parametrize("how", [_io_error, _full], ids=["I/O error", "full"])
+@pytest.mark.parametrize("name", VERBS)
+def test_an_error_of_sqlite_at_any_statement_changes_nothing_and_the_same_call_works_next(
+    name: str, how: Callable[[sqlite3.Connection], None], copies: Callable[[], Path]
+) -> None:
+    verb = VERBS[name]
+    for at, where in moments(name, copies(), ("before",)):
+        scene = verb.stage(copies())
+        with closing(scene.storage):
+            before = content(scene.path)
+            strike(verb, scene, at, how)
+            assert_idle(scene, where)
+            if verb.whole and verb.stage in (set_up, at_gates):
+                assert content(scene.path) == before, where
+            assert_conserved(scene.path, where, kept(name, {row[0] for row in before.get("liteq_job", ())}))
+            verb.call(scene)
+            assert_conserved(scene.path, where, set())
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param(_no_memory, id="no memory", marks=pytest.mark.slow), pytest.param(_interrupt, id="interrupt")]
+)
+@pytest.mark.parametrize("name", VERBS)
+def test_an_exception_between_two_statements_leaves_no_transaction_open(
+    name: str, how: Callable[[sqlite3.Connection], None], copies: Callable[[], Path]
+) -> None:
+    verb = VERBS[name]
+    for at, where in moments(name, copies()):
+        scene = verb.stage(copies())
+        with closing(scene.storage):
+            before = seqs(scene.path)
+            strike(verb, scene, at, how)
+            assert_idle(scene, where)
+            assert_conserved(scene.path, where, kept(name, before))
+            verb.call(scene)
+            assert_conserved(scene.path, where, set())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("name", VERBS)
+def test_a_process_that_dies_at_any_statement_leaves_a_file_that_works(name: str, copies: Callable[[], Path]) -> None:
+    verb = VERBS[name]
+    for at, where in moments(name, copies(), ("before", "after COMMIT", "after INSERT")):
+        path = copies()
+        before = set() if verb.stage in (fresh, of_version_1) else seqs(path)
+        assert die_in_a_child(verb, path, at) == STRUCK, where
+        assert_conserved(path, where, kept(name, before))
+        with closing(SqliteStorage(path, durability="normal")) as storage:
+            recover(storage)
+            [job] = storage.add([new(queue="next")])
+            next_owner = storage.register({})
+            assert [one.seq for one in claim(storage, owner=next_owner, queues=("next",))] == [job.seq]
+        assert_conserved(path, where, kept(name, before))
+
+
+def die_in_a_child(verb: Verb, path: Path, at: int) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            scene = verb.stage(path)
+            with planned(Plan(at, _die)):
+                verb.call(scene)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def recover(storage: SqliteStorage) -> None:
+    """What the next consumer does."""
+    engine = LiteQ(storage).engine
+    engine.recover()
+    assert storage.counts()[JobState.RUNNING] == 0
+    assert storage.owners() == []
+
+
+def test_a_rollback_that_fails_too_is_made_up_for_before_the_next_statement(copies: Callable[[], Path]) -> None:
+    """Otherwise the next job would be stored into a transaction that nobody ever commits."""
+    scene = set_up(copies())
+    storage = scene.storage
+
+    class Twice(Plan):
+        def reach(self, moment: str, connection: sqlite3.Connection) -> None:
+            if moment.lower().startswith(("before commit", "before rollback")):
+                raise KeyboardInterrupt
+
+    with closing(storage):
+        with planned(Twice()), pytest.raises(KeyboardInterrupt):
+            storage.swap("key", None, "value")
+        [job] = storage.add([new()])
+        assert_idle(scene, "after the next call")
+        assert job.seq in seqs(scene.path)
+        assert storage.marks("key") == {}
