@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
-from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from liteq import lifecycle
@@ -17,16 +15,18 @@ from liteq.context import TaskContext
 from liteq.definition import Definition, TaskOptions, check_integer, check_name, check_options
 from liteq.engine import Engine, require_states
 from liteq.errors import ConfigurationError, DuplicateSchedule, DuplicateTask, UnknownTask
+from liteq.functions import default_name, is_async, is_same, place_of
 from liteq.gates import PROCESS
 from liteq.instants import positive_seconds, seconds, timestamp, zone
 from liteq.job import FINISHED, WAITING, Job, JobFilter, JobState
 from liteq.lifecycle import PAUSE_MARK
-from liteq.limits import Limits, Lock, LockState, locks_of
+from liteq.locks import Lock, locks_of
 from liteq.result import Result
 from liteq.serializers import Serializer, serializer_for
 from liteq.signals import Receiver, check_names
 from liteq.storage.base import Owner, Storage
 from liteq.task import Signature, Task
+from liteq.whereabouts import directory_of, namespace_of_caller, storage_for
 
 if TYPE_CHECKING:
     from pathlib import Path  # pathlib is a sixth of what importing this module costs; it comes with the storage
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from liteq.arguments import Where
     from liteq.batches import Block
     from liteq.consumer import Consumer, LogSetup
+    from liteq.limits import Limits, LockState
     from liteq.schedule import CatchUp, Overlap
     from liteq.schedules import Schedules
     from liteq.triggers import Trigger
@@ -112,9 +113,9 @@ class LiteQ:
         self._clock = _checked_clock(clock)
         self._serializer = serializer_for(serializer)
         self._timezone = zone(timezone)
-        caller = _namespace_of_caller(self)
+        caller = namespace_of_caller(self)
         self._module = str(caller.get("__name__", "__main__"))
-        self._stored = self._engine_on(_storage(storage, durability, _directory_of(caller)))
+        self._stored = self._engine_on(storage_for(storage, durability, directory_of(caller)))
         self._in_memory: Engine | None = None
         self._schedules: Schedules | None = None
         self._background: Consumer | None = None
@@ -218,15 +219,15 @@ class LiteQ:
         if isinstance(aliases, str) or not isinstance(aliases, Iterable):
             raise TypeError(f"aliases takes a tuple of names, not {type(aliases).__name__} {aliases!r}")
         checked = check_options(options)
-        stored = check_name(_default_name(function) if name is None else name, "name")
-        definition = Definition(stored, function, checked, _is_async(function), options, locks_of(function))
+        stored = check_name(default_name(function) if name is None else name, "name")
+        definition = Definition(stored, function, checked, is_async(function), options, locks_of(function))
         task: Task[Any, Any] = Task(lambda: self.engine, definition)
         names = [stored, *(check_name(alias, "aliases") for alias in aliases)]
         for one in names:
             known = self._stored.tasks.get(one)
-            if known is not None and not _same_function(known.function, function):
+            if known is not None and not is_same(known.function, function):
                 raise DuplicateTask(
-                    f"two tasks are named {one!r}: {_where(known.function)} and {_where(function)}; "
+                    f"two tasks are named {one!r}: {place_of(known.function)} and {place_of(function)}; "
                     "give one of them name=..."
                 )
         for one in names:
@@ -624,11 +625,15 @@ class LiteQ:
 
     def is_locked(self, name: str) -> bool:
         """Whether nobody could take this lock now: all its slots are held by somebody who lives."""
-        return self.engine.locks.is_locked(check_name(name, "name"))
+        from liteq.limits import is_locked
+
+        return is_locked(self.storage, check_name(name, "name"))
 
     def locks(self) -> list[LockState]:
         """The locks that somebody holds or waits for: name, slots, holders, how many wait."""
-        return self.engine.locks.all()
+        from liteq.limits import locks
+
+        return locks(self.storage)
 
     def flush_locks(self, *names: str) -> set[str]:
         """Take these locks (none named: all) away from whoever holds them; what they do goes on.
@@ -643,7 +648,9 @@ class LiteQ:
     @property
     def limits(self) -> Limits:
         """The ``max_running`` of tasks, to be seen and changed at run time."""
-        return Limits(lambda: self.engine.locks, self._stored.tasks, self._clock.now)
+        from liteq.limits import Limits
+
+        return Limits(lambda: self.storage, self._stored.tasks, self._clock.now)
 
     # ── hooks ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -763,109 +770,11 @@ def _checked_clock(clock: Clock | None) -> Clock:
     return clock
 
 
-def _storage(spec: str | Path | Storage, durability: Literal["full", "normal"] | None, base: Path) -> Storage:
-    if durability not in ("full", "normal", None):
-        raise ConfigurationError(f"durability takes 'full' or 'normal', not {durability!r}")
-    if isinstance(spec, Storage):
-        if durability is not None:
-            raise ConfigurationError(
-                f"durability={durability!r} has no effect beside a Storage; give it to that: "
-                f"SqliteStorage(path, durability={durability!r})"
-            )
-        return spec
-    if not isinstance(spec, (str, os.PathLike)):
-        raise TypeError(f"storage takes a path, ':memory:' or a Storage, not {type(spec).__name__} {spec!r}")
-    if str(spec) == ":memory:":
-        from liteq.storage.memory import MemoryStorage
-
-        return MemoryStorage()
-    if not str(spec):
-        raise ConfigurationError("storage takes the path of a file, not an empty string")
-    if "\0" in str(spec):
-        raise ConfigurationError(f"storage takes the path of a file, which cannot hold a NUL: {spec!r}")
-    from pathlib import Path
-
-    from liteq.storage.sqlite import SqliteStorage
-
-    return SqliteStorage(base / Path(spec).expanduser(), durability=durability or "full")
-
-
-def _namespace_of_caller(app: LiteQ) -> dict[str, Any]:
-    """The globals of the module that calls ``LiteQ(...)``."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_locals.get("self") is app:  # our own and subclasses' __init__
-        frame = frame.f_back
-    return frame.f_globals
-
-
-def _directory_of(namespace: dict[str, Any]) -> Path:
-    """The directory of a module; the current one where it has no file."""
-    from pathlib import Path
-
-    file = namespace.get("__file__")
-    return Path(file).absolute().parent if file else Path.cwd()
-
-
 def _environment_flag(name: str) -> bool:
     value = os.environ.get(name, "").strip().lower()
     if value not in _TRUE + _FALSE:
         raise ConfigurationError(f"the environment variable {name} takes 1 or 0, not {value!r}")
     return value in _TRUE
-
-
-def _default_name(function: Callable[..., Any]) -> str:
-    module = getattr(function, "__module__", "") or ""
-    if module in ("__main__", "__mp_main__"):
-        module = _main_name(function)
-    if isinstance(function, partial):
-        raise ConfigurationError("a functools.partial has no name of its own: give it one with name=...")
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{module}.{name}" if module else name
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    while isinstance(function, partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def _main_name(function: Callable[..., Any]) -> str:
-    """What other processes import the running script as: a job enqueued by ``python shop.py`` is for ``shop.add``.
-
-    Read off the function's own module: in a worker process ``__main__`` is another one.
-    """
-    from pathlib import Path
-
-    main = getattr(inspect.unwrap(function), "__globals__", vars(sys.modules["__main__"]))
-    spec, file = main.get("__spec__"), main.get("__file__")
-    if spec is not None:
-        return str(spec.name)
-    return Path(file).stem if file else "__main__"
-
-
-def _same_function(known: Callable[..., Any], new: Callable[..., Any]) -> bool:
-    """Whether ``new`` is ``known`` again: the module was imported twice, or typed anew in an interactive session."""
-    if known == new:
-        return True
-    codes = [getattr(inspect.unwrap(function), "__code__", None) for function in (known, new)]
-    if codes[0] is codes[1] or "<lambda>" in (getattr(known, "__name__", ""), getattr(new, "__name__", "")):
-        # One `def` that was run twice (a factory, a decorator without functools.wraps) gives two functions; a module
-        # that is imported anew has new code. Lambdas on one line are told apart by what they do.
-        return codes[0] is not codes[1] and codes[0] == codes[1]
-    places = [_code_place(function) for function in (known, new)]
-    file = places[0][0]
-    return None not in places[0] and (places[0] == places[1] or (file == places[1][0] and str(file).startswith("<")))
-
-
-def _code_place(function: Callable[..., Any]) -> tuple[str | None, int | None]:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return (None, None) if code is None else (code.co_filename, code.co_firstlineno)
-
-
-def _where(function: Callable[..., Any]) -> str:
-    file, line = _code_place(function)
-    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
-    return f"{name} ({file}:{line})" if file else name
 
 
 def _task_name(task: Task[Any, Any] | str) -> str:

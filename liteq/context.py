@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime
@@ -99,6 +100,13 @@ class TaskContext:
     def __repr__(self) -> str:
         return f"<TaskContext {self.name} job={self.id} attempt={self.attempt}>"
 
+
+class _Thread(threading.local):
+    #: Whether this is the thread of an event loop on which many jobs run: a job that blocks it holds up all of them.
+    is_shared = False
+
+
+this_thread = _Thread()
 
 #: The job that runs in this thread or coroutine, if any.
 current_job: ContextVar[Job | None] = ContextVar("liteq_current_job", default=None)

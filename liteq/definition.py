@@ -282,6 +282,19 @@ def check_name(value: object, what: str) -> str:
     return value
 
 
+def call_arguments(args: object, kwargs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What is given as ``args`` and ``kwargs`` of a call; ``None`` is none.
+
+    Raises:
+        TypeError: not a list, tuple or other iterable, or not a mapping. A text is none: ``args="eur"`` would be three.
+    """
+    if args is not None and (isinstance(args, str | bytes | Mapping) or not isinstance(args, Iterable)):
+        raise TypeError(f"args takes a tuple or list of arguments, not {type(args).__name__} {args!r}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs takes a dict of arguments by name, not {type(kwargs).__name__} {kwargs!r}")
+    return tuple(args or ()), dict(kwargs or {})
+
+
 def check_integer(value: object, what: str, *, least: int = 0) -> int:
     """An integer that SQLite can store, at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):

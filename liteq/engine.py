@@ -21,7 +21,7 @@ from liteq.errors import ConfigurationError, JobNotFound, TaskFailed
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
 from liteq.job import FINISHED, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Success, Transition
-from liteq.limits import Locks
+from liteq.locks import Locks
 from liteq.serializers import Serializer
 from liteq.storage.base import CALLER, ClaimRequest, Storage
 from liteq.waiting import Waiters
@@ -173,7 +173,7 @@ class Engine:
         *,
         released: Sequence[Job] = (),
         refused: Sequence[Refused] = (),
-        progress: Mapping[int, Progress] | None = None,
+        progress: Mapping[tuple[int, int], Progress] | None = None,
         cancelled: Container[int] = (),
     ) -> Round:
         """Settle what has ended, give back what was not started, and claim, all in one transaction.
@@ -183,7 +183,7 @@ class Engine:
             request: what to claim; ``None``: nothing.
             released: claimed jobs that are given back unstarted.
             refused: what the last round refused.
-            progress: of running jobs.
+            progress: of running jobs, by ``seq`` and ``claim``.
             cancelled: the ``seq`` of jobs that were revoked while they ran.
 
         Raises:
@@ -586,7 +586,7 @@ class _DirectChannel:
         self._engine = engine
 
     def progress(self, job: Job, progress: Progress) -> None:
-        self._engine.storage.turn([], None, self._engine.clock.now(), {job.seq: progress})
+        self._engine.storage.turn([], None, self._engine.clock.now(), {(job.seq, job.claim): progress})
 
     def is_cancelled(self, job: Job) -> bool:
         return self._engine.is_told(job)

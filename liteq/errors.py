@@ -168,25 +168,32 @@ class ResultTimeout(LiteQError, TimeoutError):
 
 class WouldDeadlock(LiteQError, RuntimeError):
     """Raised in a job that waits for another one which cannot start: every worker that could run it is taken by a job
-    that waits in the same way. The other job stays in its queue, and may run once this one has ended.
+    that waits in the same way, or by one that would stop the event loop of all others while it waits. The other job
+    stays in its queue, and may run once this one has ended.
 
     Args:
         job_id: the job that was waited for.
         waiting: the job that waited.
+        on_loop: it did so on the event loop of an asyncio worker, without ``await``.
     """
 
-    def __init__(self, job_id: str, waiting: str) -> None:
+    def __init__(self, job_id: str, waiting: str, on_loop: bool = False) -> None:
         super().__init__(
-            f"job {waiting} waits for job {job_id}, which cannot start: every worker that could run it is taken by a "
-            "job that waits like this one. It stays in its queue. Have more workers, put the jobs that are waited for "
-            "into a queue with a consumer of its own, or let a job go on without waiting: enqueue the next step from "
-            "the one before"
+            f"job {waiting} would wait for job {job_id} with get(), and stop the event loop on which it runs, with all "
+            "other jobs on it, perhaps the very one that it waits for. That one stays in its queue. In an async def "
+            "task write `await result`, or `await asyncio.to_thread(result.get)`"
+            if on_loop
+            else f"job {waiting} waits for job {job_id}, which cannot start: every worker that could run it is taken "
+            "by a job that waits like this one. It stays in its queue. Have more workers, put the jobs that are waited "
+            "for into a queue with a consumer of its own, or let a job go on without waiting: enqueue the next step "
+            "from the one before"
         )
         self.job_id = job_id
         self.waiting = waiting
+        self.on_loop = on_loop
 
-    def __reduce__(self) -> tuple[type[WouldDeadlock], tuple[str, str]]:
-        return type(self), (self.job_id, self.waiting)
+    def __reduce__(self) -> tuple[type[WouldDeadlock], tuple[str, str, bool]]:
+        return type(self), (self.job_id, self.waiting, self.on_loop)
 
 
 class TaskTimeout(LiteQError, TimeoutError):

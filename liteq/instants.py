@@ -16,7 +16,7 @@ def zone(spec: str | tzinfo) -> tzinfo:
     """The time zone named ``spec``.
 
     Args:
-        spec: an IANA name such as ``"Europe/Berlin"``, or a tzinfo, which is returned as it is.
+        spec: an IANA name such as ``"Europe/Berlin"`` (in any case), or a tzinfo, which is returned as it is.
 
     Raises:
         TypeError: ``spec`` is neither.
@@ -33,6 +33,10 @@ def zone(spec: str | tzinfo) -> tzinfo:
     try:
         return ZoneInfo(spec)
     except (LookupError, ValueError, OSError) as error:
+        from liteq.triggers.zones import spelled  # reads the names of all zones
+
+        if spelled(spec) != spec:
+            return ZoneInfo(spelled(spec))
         raise ConfigurationError(
             f"timezone {spec!r} is not known here; it takes an IANA name such as 'Europe/Berlin' "
             "(on Windows: pip install tzdata)"

@@ -182,10 +182,16 @@ class Job(NamedTuple):
         return shorten(self.payload[:200].decode("utf-8", "replace"))
 
 
-def origin_text(options: str | None, schedule: str, slot: float) -> str:
-    """The options of a job with the schedule and the slot that it comes from."""
+def origin_text(options: str | None, schedule: str, slot: float, follows: str | None = None) -> str:
+    """The options of a job with the schedule and the slot that it comes from, and the run that it waits for, if any."""
     given = {} if options is None else json.loads(options)
-    return json.dumps(given | {"schedule": schedule, "slot": slot}, separators=(",", ":"))
+    origin = {"schedule": schedule, "slot": slot} | ({} if follows is None else {"follows": follows})
+    return json.dumps(given | origin, separators=(",", ":"))
+
+
+def followed(job: Job) -> str | None:
+    """The id of the run of its schedule that the job was made to wait for."""
+    return _origin(job.options).get("follows")
 
 
 def _origin(options: str | None) -> dict[str, Any]:

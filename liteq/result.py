@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from liteq import lifecycle
-from liteq.context import current_job
+from liteq.context import current_job, this_thread
 from liteq.engine import Engine
 from liteq.errors import LiteQError, ResultTimeout, TaskExpired, TaskFailed, TaskRevoked, WouldDeadlock
 from liteq.instants import due_at, positive_seconds
@@ -59,7 +59,8 @@ class Result(Generic[R]):
         Raises:
             ResultTimeout: not finished in time; the job goes on.
             TaskFailed: it failed for good; ``TaskRevoked``, ``TaskExpired``: it never will run (again).
-            WouldDeadlock: called in a job, and this one cannot start before that one ends; see `liteq.deadlock`.
+            WouldDeadlock: called in a job, and this one cannot start before that one ends; see `liteq.deadlock`. Or in
+                an ``async def`` task of an asyncio worker, where ``await result`` waits without stopping all others.
             JobNotFound: there is no such job (any more).
             SerializationError: the stored result cannot be read.
         """
@@ -100,7 +101,7 @@ class Result(Generic[R]):
         clock = self._engine.clock
         deadline = None if limit is None else clock.monotonic() + limit
         finished = threading.Event()
-        with _as_parent(self._engine, [cast(int, self._seq)], limit, finished.set) as parent:
+        with _as_parent(self._engine, {cast(int, self._seq): self}, limit, finished.set) as parent:
             while (left := _left(deadline, clock.monotonic())) is None or left > 0:
                 finished.clear()
                 if parent is not None and parent.doomed:
@@ -274,13 +275,15 @@ def _left(deadline: float | None, now: float) -> float | None:
 
 
 def _as_parent(
-    engine: Engine, seqs: Iterable[int], limit: float | None, wake: Callable[[], object]
+    engine: Engine, pending: Mapping[int, Result[Any]], limit: float | None, wake: Callable[[], object]
 ) -> AbstractContextManager[Parent | None]:
     """Have the job that runs here, if one does, watched while it waits for these; see `liteq.deadlock`."""
     job = current_job.get()
     if job is None:
         return nullcontext()
-    return engine.waiters.parents(engine.clock).waiting(job, seqs, _gives_up_at(engine, job, limit), wake)
+    if this_thread.is_shared:
+        raise WouldDeadlock(next(iter(pending.values())).id, job.id, on_loop=True)
+    return engine.waiters.parents(engine.clock).waiting(job, pending, _gives_up_at(engine, job, limit), wake)
 
 
 def _parent(engine: Engine, seqs: Iterable[int], limit: float | None, wake: Callable[[], object]) -> Parent | None:

@@ -258,21 +258,21 @@ def job_of(schedule: Schedule, planned: Planned, before: str | None, now: float)
     Args:
         before: the id of the job that it follows, where it does.
     """
-    follows = planned.follows and before is not None
+    follows = before if planned.follows else None
     return Job(
         0,
         slot_id(schedule.name, planned.slot),
         schedule.task,
-        JobState.BLOCKED if follows else JobState.READY,
+        JobState.READY if follows is None else JobState.BLOCKED,
         schedule.queue,
         schedule.priority,
         schedule.payload,
         now,
         None,
         None if schedule.expires is None else now + schedule.expires,
-        origin_text(schedule.options, schedule.name, planned.slot),
+        origin_text(schedule.options, schedule.name, planned.slot, follows),
         schedule.summary,
-        reason=f"{AFTER_JOB}{before}" if follows else None,
+        reason=None if follows is None else f"{AFTER_JOB}{follows}",
     )
 
 

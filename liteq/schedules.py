@@ -1,6 +1,7 @@
 """Schedules: what ``app.schedules`` offers, and how what is declared in code gets into the file.
 
-The decisions are in `liteq.schedule`; the consumer's half, which fires, is in `liteq.consumer.firing`.
+The decisions are in `liteq.schedule`, the jobs of a schedule in `liteq.slots`; when a slot is fired is the consumer's
+business, in `liteq.consumer.firing`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
-from liteq import lifecycle, schedule
-from liteq import signals as S
-from liteq.definition import PER_CALL, check_integer, check_name, override_text
+from liteq import schedule
+from liteq.definition import PER_CALL, call_arguments, check_integer, check_name, override_text
 from liteq.engine import Engine
 from liteq.errors import ConfigurationError, DuplicateSchedule, ScheduleNotFound, TriggerError
 from liteq.instants import moment, positive_seconds, timestamp
-from liteq.job import FINISHED, Job, JobFilter, JobState
 from liteq.result import Result
-from liteq.schedule import AFTER_JOB, MOST_FOLLOWERS, Busy, CatchUp, Overlap, Schedule, aimed, trigger_of
+from liteq.schedule import CatchUp, Overlap, Schedule, aimed, trigger_of
+from liteq.slots import busy, fire
 from liteq.storage.base import Fire
 from liteq.task import Signature, Task, lasting
 
@@ -396,7 +396,7 @@ class Schedules:
             stored_args, stored_kwargs = engine.runtime.serializer.loads_call(wanted.payload)
             args = stored_args if args is None else args
             kwargs = stored_kwargs if kwargs is None else kwargs
-        job = called.job(engine, tuple(args or ()), dict(kwargs or {}))
+        job = called.job(engine, *call_arguments(args, kwargs))
         wanted = wanted._replace(task=job.task, payload=job.payload, summary=job.summary)
         if task is None:
             return wanted._replace(options=_merged(wanted.options, _of_the_call(job.options)))
@@ -504,61 +504,6 @@ def _shown(engine: Engine, standing: Schedule) -> Schedule:
     if standing.declared is None or standing.orphaned or not knows_code or is_declared(engine, standing):
         return standing
     return standing._replace(orphaned=True)
-
-
-# ── firing ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def busy(engine: Engine, standing: Schedule) -> Busy:
-    """Whether the last job of a schedule has not ended, and whether that is because its worker or consumer died."""
-    last = None if standing.last_id is None else engine.storage.get(standing.last_id)
-    if last is None or last.state in FINISHED:
-        return schedule.FREE
-    given_back = last.claim > last.attempt or last.crashes > 0
-    dead = last.state is JobState.RUNNING and last.owner in engine.storage.dead_owners()
-    followers = engine.storage.reasons(f"{AFTER_JOB}{standing.name}@") if last.state is JobState.BLOCKED else ()
-    return Busy(True, given_back or dead, len(followers) >= MOST_FOLLOWERS)
-
-
-def fire(engine: Engine, fires: Sequence[Fire]) -> list[list[Job] | None]:
-    """Store slots with their jobs, and announce the jobs; see `Storage.fire`."""
-    answers = engine.storage.fire(fires)
-    if engine.signals.heard(S.ENQUEUED):
-        for jobs in answers:
-            for job in jobs or ():
-                engine.announce(S.ENQUEUED, job, None)
-    return answers
-
-
-def let_follow(engine: Engine) -> tuple[int, int]:
-    """Let those jobs go on whose schedule's run before has ended; returns how many did and how many still wait."""
-    reasons = engine.storage.reasons(AFTER_JOB)
-    heads = _heads(reasons)
-    freed, waiting = 0, sum(number for reason, number in reasons.items() if reason not in heads)
-    for reason in heads:
-        number = reasons[reason]
-        before = engine.storage.get(reason.removeprefix(AFTER_JOB))
-        if before is not None and before.state not in FINISHED:
-            waiting += number
-            continue
-        jobs = engine.storage.find(JobFilter(states=frozenset({JobState.BLOCKED}), reason=reason))
-        now = engine.clock.now()
-        freed += sum(engine.storage.apply([lifecycle.unblock(job, now) for job in jobs], now))
-    return freed, waiting
-
-
-def _heads(reasons: Iterable[str]) -> set[str]:
-    """Of jobs that wait for each other in a row, only the first needs a look: that which waits for the oldest slot."""
-    rows: dict[str, tuple[str, str]] = {}
-    heads = set()
-    for reason in reasons:
-        name, at, slot = reason.rpartition("@")
-        if not at:  # it waits for a run that was started by hand
-            heads.add(reason)
-            continue
-        order = slot.removesuffix("Z").ljust(len("2030-01-01T00:00:00.000000"), ".")  # "." sorts before a digit
-        rows[name] = min(rows.get(name, (order, reason)), (order, reason))
-    return heads | {reason for _, reason in rows.values()}
 
 
 # ── one schedule ─────────────────────────────────────────────────────────────────────────────────────────

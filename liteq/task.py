@@ -14,6 +14,7 @@ from liteq.definition import (
     PER_CALL,
     CallKeywords,
     Definition,
+    call_arguments,
     check_integer,
     check_name,
     override_text,
@@ -158,7 +159,8 @@ class Task(Generic[P, R]):
             "id": id,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        return self.using(**given)(*tuple(args or ()), **dict(kwargs or {}))
+        positional, named = call_arguments(args, kwargs)
+        return self.using(**given)(*positional, **named)
 
     def using(self, **options: Unpack[CallKeywords]) -> Task[P, R]:
         """The same task with other defaults: ``add.using(delay=10, priority=5)(1, 2)``.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from liteq.clock import SystemClock
 from liteq.storage.base import Storage
@@ -36,6 +36,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.005
 FIRST_BREATH, LAST_BREATH = 0.01, 1.0
 
 Callback = Callable[[], None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Waiters:
@@ -54,6 +56,9 @@ class Waiters:
 
     def parents(self, clock: Clock) -> Parents:
         """Who watches over the jobs among the callers."""
+        return _in_shelter(self._make_parents, clock)
+
+    def _make_parents(self, clock: Clock) -> Parents:
         if self._pid != os.getpid():
             self._reset()
         if self._parents is None:
@@ -73,6 +78,9 @@ class Waiters:
 
     def add(self, seq: int, callback: Callback) -> None:
         """Call back, on the watcher's thread, once job ``seq`` has finished or is gone."""
+        _in_shelter(self._add, seq, callback)
+
+    def _add(self, seq: int, callback: Callback) -> None:
         if self._pid != os.getpid():
             self._reset()
         with self._lock:
@@ -90,6 +98,9 @@ class Waiters:
 
     def discard(self, seq: int, callback: Callback) -> None:
         """Do not call back (any more)."""
+        _in_shelter(self._discard, seq, callback)
+
+    def _discard(self, seq: int, callback: Callback) -> None:
         with self._lock:
             callbacks = self._waiting.get(seq)
             if callbacks is not None and callback in callbacks:
@@ -157,7 +168,7 @@ class Waiters:
             elif alone_since is None:
                 alone_since = SystemClock.monotonic()
             if in_vain > PATIENCE:
-                _wait_any(None, waker, min(SHORTEST_PAUSE * 2 ** (in_vain - PATIENCE), LONGEST_PAUSE))
+                _wait_any(None, waker, pause_after(in_vain))
             _wait_any(watch, waker, SAFETY_POLL if self._waiting else LINGER)
 
     def _goes_on(self, alone_since: float | None) -> bool:
@@ -179,6 +190,18 @@ class Waiters:
             told = {seq: self._waiting.pop(seq) for seq in done if seq in self._waiting}
         _call(told)
         return bool(told)
+
+
+def pause_after(in_vain: int) -> float:
+    """How long to look away, in seconds, after so many questions in vain, more than PATIENCE."""
+    return min(SHORTEST_PAUSE * 2.0 ** min(in_vain - PATIENCE, 10), LONGEST_PAUSE)
+
+
+def _in_shelter(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """An exception that strikes a worker's thread here would leave a watcher behind that never began."""
+    from liteq.storage.shelter import in_shelter
+
+    return in_shelter(function, *args, **kwargs)
 
 
 def _call(told: dict[int, list[Callback]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -29,10 +30,18 @@ GRACE = 5.0
 
 
 def pytest_configure() -> None:
-    """Forgets the developer's own ``LITEQ_…`` variables: they change defaults, here and in every child.
-
-    Those with ``TEST`` in their name are for the tests themselves.
+    """Forgets what changes defaults here and in every child: the developer's own ``LITEQ_…`` variables (those with
+    ``TEST`` in their name are for the tests themselves), and signals that whoever started the tests had ignored, as
+    ``nohup`` and a shell's ``&`` do.
     """
+    for name, default in (
+        ("SIGINT", signal.default_int_handler),
+        ("SIGHUP", signal.SIG_DFL),
+        ("SIGTERM", signal.SIG_DFL),
+    ):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
     for name in [name for name in os.environ if name.startswith("LITEQ_") and "TEST" not in name]:
         del os.environ[name]
 

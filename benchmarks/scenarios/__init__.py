@@ -19,6 +19,7 @@ from benchmarks.scenarios import (
     peers,
     recovery,
     schedules,
+    triggers,
 )
 
 
@@ -45,6 +46,7 @@ SCENARIOS = {
     "contention": Scenario(f"{contention.PRODUCERS} producers and a consumer, all saturating", contention.run),
     "recovery": Scenario("from kill -9 to the second run of what was running", recovery.run),
     "schedules": Scenario("each slot once and on time, under kills, and 10,000 schedules", schedules.run),
+    "triggers": Scenario("cron expressions, read and asked for their next run", triggers.run),
     "import": Scenario("the import statement, in fresh processes", importing.run),
     "peers": Scenario("other queues on this machine, as they come", peers.run),
 }

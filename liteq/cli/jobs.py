@@ -60,6 +60,8 @@ def as_all_keys(job: Job) -> dict[str, Any]:
     return as_keys(job) | {
         "consumer": job.owner,
         "claim": job.claim,
+        "schedule": job.schedule,
+        "slot": iso(job.slot),
         "options": None if job.options is None else json.loads(job.options),
         "payload": text_of(job.payload),
         "payload_size": len(job.payload),

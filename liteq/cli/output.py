@@ -14,6 +14,9 @@ from typing import Any
 
 from liteq.cli.escaping import escaped
 
+#: The numbers of standard input, output and error are those up to it.
+LAST_STANDARD = 2
+
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "dim": "2", "bold": "1"}
 #: What a state, or an answer, is painted; the others are left as they are.
 PAINT = {
@@ -92,7 +95,15 @@ class Output:
 
 
 def prepare_streams() -> None:
-    """Have characters that a stream's encoding lacks shown as escapes, rather than end the program over one name."""
+    """Have characters that a stream's encoding lacks shown as escapes, rather than end the program over one name.
+    Streams that were closed at the start (``>&-``) lead nowhere.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD:
+        os.set_inheritable(number, True)  # else a file of ours would get the number that everybody writes to
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

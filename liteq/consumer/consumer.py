@@ -20,6 +20,7 @@ from liteq.consumer.scheduler import Scheduler
 from liteq.engine import Engine
 from liteq.errors import ConfigurationError, StorageError
 from liteq.storage import begun
+from liteq.storage.base import Unregistered
 from liteq.storage.watch import Waker
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ class Consumer:
         """
         self._begin()
         try:
+            self._hooks("on_startup")
             self._run_dispatcher()
+            self._hooks("on_shutdown")
         finally:
             self._end()
 
@@ -164,12 +167,10 @@ class Consumer:
             tasks=len(set(engine.tasks.values())),
             pid=os.getpid(),
         )
-        self._hooks("on_startup")
         self._keep_up.start()
         if self._stop_asked:  # before there was anything to stop
             self._dispatcher.stop(at_once=self._stop_at_once)
         self._dispatcher.run()
-        self._hooks("on_shutdown")
 
     def _hooks(self, kind: str) -> None:
         """Threads and coroutines share this process, so its hooks run here; worker processes run their own."""
@@ -232,9 +233,28 @@ class Consumer:
 
     def _run_to_end(self) -> None:
         try:
-            self._run_dispatcher()
+            self._hooks("on_startup")
+            while self._is_dismissed():
+                self._end()
+                logs.say(logs.WARNING, "the consumer in this program starts anew", pid=os.getpid())
+                self._waker = Waker()
+                self._announcer = Announcer(self.engine.signals)
+                self._begin()
+            self._hooks("on_shutdown")
+        except StorageError as error:
+            message = "the consumer in this program has ended: its jobs wait until the program starts it again"
+            logs.say(logs.ERROR, message, error=error, storage=self.engine.storage.location)
         finally:
             self._end()
+
+    def _is_dismissed(self) -> bool:
+        """Run; whether to run anew, because the registration is gone: the program that we are in goes on, and nobody
+        supervises us."""
+        try:
+            self._run_dispatcher()
+        except Unregistered:
+            return not self._stop_asked
+        return False
 
     def stop(self, *, at_once: bool = False, wait: bool = True) -> None:
         """Stop: running jobs may finish within ``shutdown_timeout``, the rest goes back and costs no attempt.

@@ -82,7 +82,7 @@ class Dispatcher:
         self._ended: list[Ended] = []
         self._released: list[Job] = []
         self._refused: list[Refused] = []
-        self._progress: dict[int, Progress] = {}
+        self._progress: dict[tuple[int, int], Progress] = {}
         self._cancelled: dict[int, bool] = {}
         # Whether there may be something to claim, and when there will be.
         self._look = True
@@ -220,8 +220,7 @@ class Dispatcher:
         revocations = self._look and wanted == 0 and now - self._last_look >= LOOK_EVERY
         if not (self._has_to_write() or claims or revocations):
             return
-        asks = wanted > 0 or self._progress  # whose progress it is, the request tells
-        request = ClaimRequest(self._owner, wanted, self._queues) if asks else None
+        request = ClaimRequest(self._owner, wanted, self._queues) if wanted > 0 else None
         done = self._engine.round(
             self._ended,
             request,
@@ -261,7 +260,8 @@ class Dispatcher:
                 self._ended.append(Ended(unbegun, outcome))
             elif seq in running:
                 self._pool.cancel(seq, stop=stop)
-        ours = running | {job.seq for job, _ in self._ended}
+        # What was told stays told: it may have ended, and not be collected yet.
+        ours = running | self._cancelled.keys() | {job.seq for job, _ in self._ended}
         self._cancelled = {seq: stop for seq, stop in cancelled.items() if seq in ours}
 
     def _has_to_write(self) -> bool:

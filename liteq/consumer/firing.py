@@ -15,7 +15,8 @@ from liteq.consumer.boot import boot_id
 from liteq.engine import Engine
 from liteq.instants import moment
 from liteq.schedule import FREE, Busy, Decision, Schedule, aimed, decide, job_of
-from liteq.schedules import busy, declared_elsewhere, fire, orphan, write_declared
+from liteq.schedules import declared_elsewhere, orphan, write_declared
+from liteq.slots import busy, fire
 from liteq.storage.base import Fire
 
 #: Schedules fired in one transaction: about 5 ms, so that jobs that have just come are not held up.

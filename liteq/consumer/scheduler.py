@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from liteq import asking, deadlock, logs
 from liteq.consumer.firing import Firing
 from liteq.engine import AT_ONCE, Engine
+from liteq.gates import KEPT_FOR
 from liteq.job import JobState
-from liteq.schedules import let_follow
+from liteq.slots import let_follow
 
 #: Seconds between two looks. A death is also announced by the storage's watch, so this is for platforms without events.
 RECOVER_EVERY = 5.0
+#: While something is written, or is about to expire; otherwise as seldom as what has to be done anyway.
 EXPIRE_EVERY = 1.0
 EXPIRE_ALL_EVERY = 60.0
 UNPARK_EVERY = 5.0
+#: While something is written, and for as long after it as a slot may be kept; otherwise with the others.
 LET_IN_EVERY = 1.0
 #: While jobs are known to wait for another one of their schedule: how soon after a write to look, and at the latest.
 FOLLOW_SOON, FOLLOW_EVERY = 0.02, 1.0
@@ -39,6 +42,7 @@ class _Duty:
     work: Callable[[], float | None]
     every: float
     due: float = 0.0
+    done: float = float("-inf")
 
 
 class Scheduler:
@@ -56,6 +60,9 @@ class Scheduler:
         self._burst = burst
         self._followed = float("-inf")
         self._followers = False
+        self._now = float("-inf")
+        self._stirred = True
+        self._stirred_until = float("-inf")
         self._expired_until = float("-inf")
         self._expire_all_at = float("-inf")
         #: Whether the last `run` made jobs ready.
@@ -66,10 +73,11 @@ class Scheduler:
             self._recover,
             self._follow,
             _Duty(self._unpark, UNPARK_EVERY),
-            _Duty(self._let_in, LET_IN_EVERY),
-            _Duty(self._expire, EXPIRE_EVERY),
             _Duty(self._purge, PURGE_EVERY),
         ]
+        #: What nobody has to look at while nothing is written.
+        self._stirring = [_Duty(self._let_in, LET_IN_EVERY), _Duty(self._expire, EXPIRE_EVERY)]
+        self._duties += self._stirring
 
     def somebody_died(self) -> None:
         """Look for dead consumers at the next opportunity."""
@@ -79,6 +87,7 @@ class Scheduler:
 
     def data_changed(self) -> None:
         """Something was written: another schedule, or the end of a job that others wait for."""
+        self._stirred = True
         if self._firing is not None:
             self._firing.data_changed()
         if self._followers:
@@ -93,15 +102,23 @@ class Scheduler:
         Returns:
             When something is due next, on the same clock.
         """
-        self.made_ready = False
+        self.made_ready, self._now = False, now
         again_at = self._fire(now)
+        if self._stirred:
+            self._stir(now)
         if self._burst and self._followers:
             self._follow.due = now
         for duty in self._duties:
             if duty.due <= now:
                 again = duty.work()
-                duty.due = now + (duty.every if again is None else again)
+                duty.due, duty.done = now + (duty.every if again is None else again), now
         return min(again_at, *(duty.due for duty in self._duties))
+
+    def _stir(self, now: float) -> None:
+        """Something was written: a job that expires soon, or a slot that is kept for somebody."""
+        self._stirred, self._stirred_until = False, now + KEPT_FOR + LET_IN_EVERY
+        for duty in self._stirring:
+            duty.due = min(duty.due, duty.done + duty.every)
 
     def _fire(self, now: float) -> float:
         """Fire schedules; returns when to go on."""
@@ -128,8 +145,15 @@ class Scheduler:
             self.made_ready = True
             logs.say(logs.WARNING, "recovered the jobs of a dead consumer", jobs=recovered)
 
-    def _let_in(self) -> None:
-        self.made_ready = self._engine.let_in() or self.made_ready
+    def _let_in(self) -> float | None:
+        if self._engine.let_in():
+            self.made_ready = True
+            return None
+        return None if self._now < self._stirred_until else self._with_the_others()
+
+    def _with_the_others(self) -> float:
+        """How long to wait where nothing is known to be due: to the next look that is taken anyway."""
+        return max(LET_IN_EVERY, self._recover.due - self._now)
 
     def _unpark(self) -> float | None:
         self._engine.drop_stale_marks()
@@ -149,7 +173,9 @@ class Scheduler:
         self._expired_until = now
         if everything:
             self._expire_all_at = now + EXPIRE_ALL_EVERY
-        return None
+        upcoming = self._engine.storage.next_expiry(now)
+        quiet = self._with_the_others()
+        return quiet if upcoming is None else max(EXPIRE_EVERY, min(upcoming - now, quiet))
 
     def _purge(self) -> float | None:
         now = self._engine.clock.now()

@@ -149,7 +149,7 @@ class Storage(ABC):
         transitions: Sequence[Transition],
         request: ClaimRequest | None,
         now: float,
-        progress: Mapping[int, Progress] | None = None,
+        progress: Mapping[tuple[int, int], Progress] | None = None,
         successes: Sequence[Success] = (),
     ) -> Turn:
         """Settle successes, apply transitions, promote what is due, claim.
@@ -160,8 +160,8 @@ class Storage(ABC):
             now: scheduled jobs due at or before it become ready, the longest due first; where very many are, a part of
                 them (the next turn goes on: ``next_due`` is then still in the past). Also the ``started`` of claimed
                 jobs.
-            progress: by ``seq``; kept while the job is running (for ``request.owner``, if there is a request: what a
-                consumer that was taken over still says belongs to nobody), dropped silently if it is not.
+            progress: by (``seq``, ``claim``); kept while the job is running by this claim (what was taken over and goes
+                on all the same still says something, which belongs to nobody), dropped silently if it is not.
             successes: running jobs that succeeded; each guarded by (seq, claim).
 
         Returns:
@@ -206,6 +206,11 @@ class Storage(ABC):
     @abstractmethod
     def queues(self) -> dict[str, int]:
         """How many jobs are ready in each queue that has any."""
+
+    @abstractmethod
+    def next_expiry(self, after: float) -> float | None:
+        """The first instant after this one at which a job expires that has not been started; ``None`` if none does. It
+        may also be that of one which has ended since. Called by: an idle consumer, to sleep until then."""
 
     @abstractmethod
     def reasons(self, prefix: str = "") -> dict[str, int]:

@@ -30,6 +30,7 @@ from typing import Any
 
 from liteq.clock import SystemClock
 from liteq.errors import StorageBusy, StorageError, StorageUnusable
+from liteq.storage.shelter import sheltered
 
 Flock = Callable[[int, int], object]
 
@@ -220,7 +221,8 @@ class Turnstile:
         # Reentrant only because its owner can be told apart, which `_back_out` needs; the turnstile itself is not.
         self._threads = threading.RLock()
         self._trusted_until = 0.0
-        self._inside = False
+        #: Whether a thread of this process is inside.
+        self.is_taken = False
         self._forked_inside = False
         self._close_on_release = False
         self._peepholes: set[int] = set()
@@ -245,7 +247,7 @@ class Turnstile:
         try:
             if timeout is None:
                 self._threads.acquire()
-                if self._inside:
+                if self.is_taken:
                     raise RuntimeError(f"this thread holds the turnstile {self._directory} already")
                 first, second = self._gates or self._open_gates()
                 flock = self._flock
@@ -256,7 +258,7 @@ class Turnstile:
                 self._pass_within(timeout)
             if _now() >= self._trusted_until:
                 self._inspect_gates()
-            self._inside = True
+            self.is_taken = True
         except BaseException as error:
             self._back_out()
             if isinstance(error, OSError) and not isinstance(error, StorageError):
@@ -273,20 +275,21 @@ class Turnstile:
         Raises:
             RuntimeError: the turnstile is not held.
         """
-        if not self._inside:
+        if not self.is_taken:
             self._release_what_is_not_held()
             return
         try:
-            self._inside = False
             self._flock(self._gates[1], LOCK_UN)  # type: ignore[index]  # who is inside has gates
             if self._close_on_release:
                 self._close_gates()
         finally:
+            self.is_taken = False
             self._threads.release()
 
     def __exit__(self, *_exception: object) -> None:
         self.release()
 
+    @sheltered
     def barrier(self) -> None:
         """Return once every writer that was inside when this was called has left.
 
@@ -297,7 +300,7 @@ class Turnstile:
             StorageError: the lock file cannot be opened, or not locked.
             RuntimeError: this thread is inside itself.
         """
-        if self._inside and self.is_mine():
+        if self.is_taken and self.is_mine():
             raise RuntimeError(f"this thread holds the turnstile {self._directory}: it would wait for itself")
         path = self._directory / "turn-b"
         try:
@@ -310,13 +313,14 @@ class Turnstile:
     def is_mine(self) -> bool:
         """Whether it is this very thread that is inside.
 
-        An exception that strikes at the very first step of `release`, from a signal handler or thrown into the thread
-        by another, leaves the turnstile held. Whoever throws exceptions into threads asks afterwards, and releases.
+        An exception that strikes at the very first step of `release`, from a signal handler, leaves the turnstile held.
+        Whoever comes after it in this thread asks, and releases. (What one thread throws into another does not strike
+        there: see `liteq.storage.shelter`.)
         """
         if not self._threads.acquire(blocking=False):
             return False
         self._threads.release()
-        return self._inside
+        return self.is_taken
 
     def close(self) -> None:
         """Give the descriptors back; a thread that is inside does it when it leaves. Idempotent; `acquire` reopens."""
@@ -324,7 +328,7 @@ class Turnstile:
             self._close_on_release = True
             return
         try:
-            if self._inside:
+            if self.is_taken:
                 self._close_on_release = True
             else:
                 self._close_gates()
@@ -369,7 +373,7 @@ class Turnstile:
         busy = StorageBusy(f"somebody else kept the write lock in {self._directory} for more than {timeout:g} s")
         if not self._threads.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX)):
             raise busy
-        if self._inside:
+        if self.is_taken:
             raise RuntimeError(f"this thread holds the turnstile {self._directory} already")
         first, second = self._gates or self._open_gates()
         for gate in (first, second):
@@ -402,7 +406,7 @@ class Turnstile:
         if not self._threads.acquire(blocking=False):
             return  # another thread is inside, so this one had not even begun
         try:
-            if not self._inside and self._gates is not None:
+            if not self.is_taken and self._gates is not None:
                 for gate in self._gates:
                     self._flock(gate, LOCK_UN)
                 if self._close_on_release:
@@ -421,9 +425,9 @@ class Turnstile:
 
     def _let_go(self) -> None:
         """In a forked child: close the parent's descriptors, and start afresh."""
-        self._forked_inside = self._inside and self.is_mine()
+        self._forked_inside = self.is_taken and self.is_mine()
         self._threads = threading.RLock()
-        self._inside = False
+        self.is_taken = False
         self._close_gates()
         while self._peepholes:
             os.close(self._peepholes.pop())
@@ -554,6 +558,7 @@ class Slot:
     _let_go = _close
 
 
+@sheltered
 def is_dead(path: Path) -> bool:
     """Whether nobody holds the slot at ``path``: the file is missing, or its lock can be had. Leaves no trace.
 

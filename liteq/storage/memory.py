@@ -26,6 +26,7 @@ from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Su
 from liteq.schedule import Schedule
 from liteq.storage.base import CALLER, Added, ClaimRequest, Fire, Owner, Standing, Storage, Turn, Unregistered
 from liteq.storage.memory_gates import House, MemoryGates
+from liteq.storage.shelter import sheltered
 from liteq.storage.watch import Bell, BellWatch, Change, Watch
 
 #: The states in which a job's ``reason`` is kept.
@@ -65,6 +66,7 @@ class MemoryStorage(Storage):
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
+    @sheltered
     def add(self, jobs: Sequence[Job]) -> Added:
         with self._lock:
             stored = self._planned(jobs)
@@ -97,12 +99,13 @@ class MemoryStorage(Storage):
     def _existing(self, job_id: str) -> Job | None:
         return self._rows.get(self._seqs.get(job_id, 0))
 
+    @sheltered
     def turn(
         self,
         transitions: Sequence[Transition],
         request: ClaimRequest | None,
         now: float,
-        progress: Mapping[int, Progress] | None = None,
+        progress: Mapping[tuple[int, int], Progress] | None = None,
         successes: Sequence[Success] = (),
     ) -> Turn:
         with self._lock:
@@ -110,7 +113,7 @@ class MemoryStorage(Storage):
             plan = self._plan([*(success.transition() for success in successes), *transitions])
             self._carry_out(plan)
             self._gates.left(plan.rows, now)
-            written = any(plan.applied) | self._note(progress or {}, request) | self._promote(now)
+            written = any(plan.applied) | self._note(progress or {}) | self._promote(now)
             jobs = [] if request is None else self._claim(request, now)
             lost = {one.seq for one, applied in zip(successes, plan.applied, strict=False) if not applied}
             answer = Turn(plan.applied[len(successes) :], jobs, self.next_due(), self._current_stops(), lost)
@@ -156,14 +159,11 @@ class MemoryStorage(Storage):
         if request is not None and request.wanted > 0 and request.owner != CALLER and request.owner not in self._owners:
             raise Unregistered(request.owner)
 
-    def _note(self, progress: Mapping[int, Progress], request: ClaimRequest | None) -> bool:
-        noted = [
-            seq
-            for seq in progress
-            if seq in self._standing[JobState.RUNNING] and (request is None or self._rows[seq].owner == request.owner)
-        ]
-        for seq in noted:
-            self._rows[seq] = self._rows[seq]._replace(progress=progress[seq])
+    def _note(self, progress: Mapping[tuple[int, int], Progress]) -> bool:
+        running = self._standing[JobState.RUNNING]
+        noted = [(seq, claim) for seq, claim in progress if seq in running and self._rows[seq].claim == claim]
+        for seq, claim in noted:
+            self._rows[seq] = self._rows[seq]._replace(progress=progress[seq, claim])
         return bool(noted)
 
     def _promote(self, now: float) -> bool:
@@ -226,6 +226,7 @@ class MemoryStorage(Storage):
                 heappop(heads)
         return taken
 
+    @sheltered
     def remove(self, query: JobFilter) -> int:
         with self._lock:
             doomed = [row for row in self._matching(query) if row.state in FINISHED][: query.limit]
@@ -310,6 +311,11 @@ class MemoryStorage(Storage):
         with self._lock:
             return {queue: len(line) for queue, line in self._ready.items()}
 
+    def next_expiry(self, after: float) -> float | None:
+        with self._lock:
+            instants = [row.expires for row in self._rows.values() if row.expires is not None and row.expires > after]
+        return min(instants, default=None)
+
     def reasons(self, prefix: str = "") -> dict[str, int]:
         with self._lock:
             numbers: defaultdict[str, int] = defaultdict(int)
@@ -327,6 +333,7 @@ class MemoryStorage(Storage):
         with self._lock:
             return {key: value for key, value in self._marks.items() if key.startswith(prefix)}
 
+    @sheltered
     def swap(self, key: str, expected: str | None, new: str | None) -> bool:
         with self._lock:
             if self._marks.get(key) != expected:
@@ -361,6 +368,7 @@ class MemoryStorage(Storage):
             return schedule
         return schedule._replace(last_outcome=str(last.state), last_finished=last.finished)
 
+    @sheltered
     def put_schedule(self, schedule: Schedule) -> bool:
         with self._lock:
             stored = self._put_schedule(schedule)
@@ -378,6 +386,7 @@ class MemoryStorage(Storage):
         self._schedules[schedule.name] = schedule._replace(version=schedule.version + 1)
         return True
 
+    @sheltered
     def drop_schedule(self, name: str) -> bool:
         with self._lock:
             dropped = self._schedules.pop(name, None) is not None
@@ -400,6 +409,7 @@ class MemoryStorage(Storage):
             candidates = [one for one in self._schedules.values() if one.name not in without]
         return min((one.due for one in candidates if one.due is not None), default=None)
 
+    @sheltered
     def fire(self, fires: Sequence[Fire]) -> list[list[Job] | None]:
         with self._lock:
             answers = [self._fire(schedule, jobs) for schedule, jobs in fires]
@@ -428,6 +438,7 @@ class MemoryStorage(Storage):
 
     # ── owners ───────────────────────────────────────────────────────────────────────────────────────
 
+    @sheltered
     def register(self, info: Mapping[str, object]) -> int:
         with self._lock:
             number = self._next_owner
@@ -439,6 +450,7 @@ class MemoryStorage(Storage):
     def lock_fd(self, owner: int) -> int | None:
         return None
 
+    @sheltered
     def unregister(self, owner: int) -> None:
         with self._lock:
             self._alive.discard(owner)
@@ -459,6 +471,7 @@ class MemoryStorage(Storage):
         with self._lock:
             return [Owner(number, json.loads(info), number in self._alive) for number, info in self._owners.items()]
 
+    @sheltered
     def forget(self, owner: int) -> bool:
         with self._lock:
             if owner in self._alive or (owner in self._owners and self._is_busy(owner)):

@@ -91,7 +91,7 @@ class SqliteStorage(Storage):
         transitions: Sequence[Transition],
         request: ClaimRequest | None,
         now: float,
-        progress: Mapping[int, Progress] | None = None,
+        progress: Mapping[tuple[int, int], Progress] | None = None,
         successes: Sequence[Success] = (),
     ) -> Turn:
         def turn(connection: sqlite3.Connection, settle: Settle) -> Turn:
@@ -126,6 +126,9 @@ class SqliteStorage(Storage):
 
     def queues(self) -> dict[str, int]:
         return self._connections.read(questions.queues)
+
+    def next_expiry(self, after: float) -> float | None:
+        return self._connections.read(lambda connection: questions.next_expiry(connection, after))
 
     def reasons(self, prefix: str = "") -> dict[str, int]:
         return self._connections.read(lambda connection: questions.reasons(connection, prefix))
@@ -330,14 +333,14 @@ def _turn(
     transitions: Sequence[Transition],
     request: ClaimRequest | None,
     now: float,
-    progress: Mapping[int, Progress] | None,
+    progress: Mapping[tuple[int, int], Progress] | None,
     successes: Sequence[Success],
     settle: Settle,
 ) -> Turn:
     if request is not None and request.wanted > 0:
         _require_registered(connection, request.owner)
     if progress:
-        moves.record_progress(connection, progress, None if request is None else request.owner)
+        moves.record_progress(connection, progress)
     lost = settle(connection, successes) if successes else frozenset()
     applied = [moves.apply(connection, transition) for transition in transitions]
     if (successes or transitions) and limits.in_use(connection):

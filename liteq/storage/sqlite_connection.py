@@ -24,6 +24,7 @@ from liteq.errors import StorageBusy, StorageError, StorageUnusable
 from liteq.storage import schema
 from liteq.storage.filesystem import network_filesystem
 from liteq.storage.locks import Turnstile
+from liteq.storage.shelter import here, sheltered
 
 T = TypeVar("T")
 Durability = Literal["full", "normal"]
@@ -79,8 +80,13 @@ class Connections:
         # In this order, if several are needed. A fork takes all three.
         self._opening = threading.RLock()
         self._writing = threading.Lock()
-        self._reading = threading.Condition()
-        self._readers_lent = 0
+        # Taken by itself, never through the condition, whose way in has steps between which an exception may strike.
+        self._reading = threading.RLock()
+        self._given_back = threading.Condition(self._reading)
+        #: Whether somebody is about to close them all: nobody begins to read meanwhile.
+        self._closing = False
+        #: Who reads, by thread.
+        self._readers_lent: list[int] = []
         self._forget_all()
         _all_files.add(self)
 
@@ -129,15 +135,30 @@ class Connections:
             attempts -= 1
             self.writer()
             try:
-                with self._writing, self.turnstile:
-                    if self._writer is not None:  # a fork in between closes it
-                        if self._writer.in_transaction:  # what could not be rolled back in its own time
-                            self._writer.execute("ROLLBACK")
-                        return transaction(self._writer)
+                shelter = here.shelter
+                if shelter is None:
+                    done, result = self._try(transaction)
+                else:  # one try, no more: between two of them, which may take long, what was thrown may strike
+                    done, result = shelter.call(self._try, transaction)
+                if done:
+                    return result  # type: ignore[return-value]  # of `transaction`
             except sqlite3.Error as error:
                 if _code(error) not in _BUSY or attempts <= 0:
                     raise self.translated(error) from error
 
+    def _try(self, transaction: Callable[[sqlite3.Connection], T]) -> tuple[bool, T | None]:
+        """What a transaction returned; not done: a fork has closed the connection meanwhile."""
+        with self._writing:
+            if self.turnstile.is_taken and self.turnstile.is_mine():  # a Ctrl-C has struck this thread on its way out
+                self.turnstile.release()
+            with self.turnstile:
+                if self._writer is None:
+                    return False, None
+                if self._writer.in_transaction:  # what could not be rolled back in its own time
+                    self._writer.execute("ROLLBACK")
+                return True, transaction(self._writer)
+
+    @sheltered
     def _check_in_place(self) -> None:
         """Notice that somebody has deleted or replaced the file: what is written to the old one is lost."""
         with self._opening:  # while another thread opens or closes the file there is nothing to compare with
@@ -155,6 +176,7 @@ class Connections:
         """The writing connection, opened at first use."""
         return self._writer or self._open_writer()
 
+    @sheltered
     def _open_writer(self) -> sqlite3.Connection:
         with self._opening:
             if self._writer is None:
@@ -181,6 +203,7 @@ class Connections:
         self.writer()
         return self._patiently(lambda: self._read(work))
 
+    @sheltered
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._borrow()
         try:
@@ -210,7 +233,11 @@ class Connections:
 
     def _borrow(self) -> sqlite3.Connection:
         with self._reading:
-            self._readers_lent += 1
+            me = threading.get_ident()
+            # Who reads again and again would otherwise keep a fork waiting for ever; who reads already may go on.
+            while self._closing and me not in self._readers_lent:
+                self._given_back.wait()
+            self._readers_lent.append(me)
             if self._readers:
                 return self._readers.pop()
         try:
@@ -231,11 +258,13 @@ class Connections:
 
     def _one_less_lent(self) -> None:
         with self._reading:
-            self._readers_lent -= 1
-            self._reading.notify_all()
+            if (me := threading.get_ident()) in self._readers_lent:  # a signal's handler may have closed the file
+                self._readers_lent.remove(me)
+            self._given_back.notify_all()
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────────
 
+    @sheltered
     def checkpoint(self) -> None:
         """Move what the WAL holds into the file; only where it has grown large, under the write lock, reset it."""
         try:
@@ -258,6 +287,8 @@ class Connections:
         path = self.path
         if path.is_dir():
             raise StorageUnusable(f"{path} is a directory; a SQLite storage takes the path of a file")
+        if path.exists() and not path.is_file():
+            raise StorageUnusable(f"{path} is a device or a pipe; a SQLite storage takes the path of a file")
         if not path.parent.is_dir():
             raise StorageUnusable(f"{path} cannot be created: the directory {path.parent} does not exist")
         kind = None if self._allow_network_fs else network_filesystem(path)
@@ -357,6 +388,7 @@ class Connections:
         _abandoned.extend(self._all)
         self._forget_all()
 
+    @sheltered
     def close(self) -> None:
         """Close every connection of this process; the next use opens the file anew."""
         self._close_all()
@@ -368,14 +400,19 @@ class Connections:
         self._opening.acquire()
         self._writing.acquire()
         self._reading.acquire()
-        while self._readers_lent:
-            self._reading.wait()
+        self._closing = True
+        me = threading.get_ident()
+        while any(thread != me for thread in self._readers_lent):  # who closes does not read; a Ctrl-C may have struck
+            self._given_back.wait()
+        self._readers_lent.clear()
         connections = self._all
         self._forget_all()
         for connection in connections:
             connection.close()
 
     def _let_use(self) -> None:
+        self._closing = False
+        self._given_back.notify_all()
         self._reading.release()
         self._writing.release()
         self._opening.release()

@@ -276,12 +276,12 @@ def _runs(rows: list[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
 # ── progress, marks, removing ────────────────────────────────────────────────────────────────────────────
 
 
-def record_progress(connection: sqlite3.Connection, progress: Mapping[int, Progress], owner: int | None) -> None:
-    """Keep how far each job is, if it is running; with an owner, if it is running for that one."""
+def record_progress(connection: sqlite3.Connection, progress: Mapping[tuple[int, int], Progress]) -> None:
+    """Keep how far each job is, if it is running by this claim."""
     connection.executemany(
         "INSERT OR REPLACE INTO liteq_progress SELECT id, :done, :total, :message FROM liteq_running "
-        "WHERE id = :seq AND owner = ifnull(:owner, owner)",
-        [{"seq": seq, "owner": owner, **step._asdict()} for seq, step in progress.items()],
+        "WHERE id = :seq AND claim = :claim",
+        [{"seq": seq, "claim": claim, **step._asdict()} for (seq, claim), step in progress.items()],
     )
 
 

@@ -315,6 +315,12 @@ def queues(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(connection.execute("SELECT queue, count(*) FROM liteq_ready GROUP BY queue ORDER BY queue").fetchall())
 
 
+def next_expiry(connection: sqlite3.Connection, after: float) -> float | None:
+    """The first instant after this one at which a job expires; one look into an index."""
+    row = connection.execute("SELECT min(expires) FROM liteq_job WHERE expires > ?", (after,)).fetchone()
+    return None if row is None else row[0]
+
+
 def reasons(connection: sqlite3.Connection, prefix: str) -> dict[str, int]:
     """How many jobs are blocked for each reason that begins with ``prefix``; the others are not looked at."""
     statement = "SELECT reason, count(*) FROM liteq_blocked WHERE reason >= ? AND reason < ? GROUP BY reason"

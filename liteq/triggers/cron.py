@@ -34,7 +34,7 @@ from liteq.triggers.expression import (
 from liteq.triggers.fields import CronFields
 from liteq.triggers.moments import ONE_DAY, ONE_SECOND, aware, midnight
 from liteq.triggers.plain import Reboot
-from liteq.triggers.trigger import Trigger
+from liteq.triggers.trigger import Reach, Trigger
 from liteq.triggers.zones import (
     change_between,
     fold_end,
@@ -55,7 +55,7 @@ skipped."""
 _Value = str | int | Iterable[str | int]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Crontab(Trigger):
     """Due when the wall clock of its zone shows what a cron expression says. Made by ``crontab``.
 
@@ -81,7 +81,7 @@ class Crontab(Trigger):
                 return slot
         return Trigger.next(self, after)
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
         clock = self.timezone or zone
         slot = self._ordinary(instant.astimezone(clock), clock)
         if slot is not None:

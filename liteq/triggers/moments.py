@@ -94,7 +94,8 @@ def duration(value: object, argument: str) -> timedelta:
     """
     span = span_of(value, argument)
     if span < MICROSECOND:
-        raise TriggerError(f"{argument}={value!r} must be longer than 0, by a microsecond at least")
+        shown = f"={value!r}" if isinstance(value, int | float) else ""
+        raise TriggerError(f"{argument}{shown} must be longer than 0, by a microsecond at least")
     return span
 
 

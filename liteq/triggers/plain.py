@@ -21,14 +21,14 @@ from liteq.triggers.moments import (
     span_of,
     stored_moment,
 )
-from liteq.triggers.trigger import Trigger
+from liteq.triggers.trigger import Reach, Trigger
 from liteq.triggers.zones import zone_text
 
 _UNITS = {"seconds": timedelta(seconds=1), "minutes": timedelta(minutes=1), "hours": timedelta(hours=1)}
 _UNITS["days"] = timedelta(days=1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Every(Trigger):
     """Due each time a period of elapsed time is over, counted from an anchor.
 
@@ -43,7 +43,7 @@ class Every(Trigger):
     anchor: datetime | None = None
     timezone: tzinfo | None = None
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
         if self.anchor is None:
             return EPOCH + ((instant - EPOCH) // self.period + 1) * self.period
         if instant < self.anchor:
@@ -68,7 +68,7 @@ class Every(Trigger):
         return f"every {duration_text(self.period)}{start}{_zone_suffix(self.timezone)}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class At(Trigger):
     """Due once at each of its moments.
 
@@ -81,7 +81,7 @@ class At(Trigger):
     moments: tuple[datetime, ...]
     timezone: tzinfo | None = None
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
         clock = self.timezone or zone
         instants = (moment_instant(moment, clock) for moment in self.moments)
         return min((found for found in instants if found > instant), default=None)
@@ -102,7 +102,7 @@ class At(Trigger):
         return f"at {moments}{_zone_suffix(self.timezone)}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Reboot(Trigger):
     """Due once per boot of the machine.
 
@@ -118,7 +118,7 @@ class Reboot(Trigger):
     def reboot(self) -> bool:
         return True
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
         return None
 
     def _in_zone(self, zone: tzinfo) -> Trigger:

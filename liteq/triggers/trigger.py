@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from itertools import cycle
 
 from liteq.errors import TriggerError
 from liteq.triggers.english import capital, listed, spoken_duration, spoken_edge
@@ -40,9 +41,29 @@ from liteq.triggers.moments import (
 from liteq.triggers.zones import clock_zone, named_zone, zone_text
 
 _SEARCH = timedelta(days=40 * 366)
+_END = datetime.max.replace(tzinfo=UTC)
 _MOST_LOOKS = 50_000
-"""Looks of one search over several triggers: about a quarter of a second. A search that looks once or twice a day gets
-through 40 years with them; grids that meet at all and stay within it meet far sooner."""
+"""Looks of one question to a trigger made of others: about a quarter of a second. A search that looks once or twice a
+day gets through 40 years with them; grids that meet at all and stay within it meet far sooner."""
+
+
+class Reach:
+    """How far one question may still go: triggers made of others share it, so that no nesting makes it endless.
+
+    Args:
+        until: an answer after this instant is of no use.
+    """
+
+    __slots__ = ("looks", "until")
+
+    def __init__(self, until: datetime = _END) -> None:
+        self.until = until
+        self.looks = _MOST_LOOKS
+
+    def goes_on(self) -> bool:
+        """Count one look; False if there were too many."""
+        self.looks -= 1
+        return self.looks >= 0
 
 
 class Trigger(ABC):
@@ -104,19 +125,22 @@ class Trigger(ABC):
             after, until: aware datetimes.
 
         Returns:
-            An aware datetime in the trigger's zone, or in that of ``until``; None when it is not due in that time.
+            An aware datetime in the trigger's zone, or in that of ``until``; None when it is not due in that time. Of
+            triggers that hardly ever meet (``&``) it may be an earlier one, found within the steps of one search.
         """
         zone = self.timezone or clock_zone(zone_of(aware(until, "until")))
         low, high = as_instant(aware(after, "after")), as_instant(until)
-        answer = self._due_within(low, high, zone)
+        reach = Reach(high)
+        answer = self._due_within(low, zone, reach)
         if answer is None:
             return None
         due, too_late = (answer - low) // MICROSECOND, (high - low) // MICROSECOND
         while too_late - due > 1:
             middle = (due + too_late) // 2
-            found = self._due_within(low + middle * MICROSECOND, high, zone)
+            found = self._due_within(low + middle * MICROSECOND, zone, reach)
             if found is None:
                 too_late = middle
+                reach.until = low + middle * MICROSECOND
             else:
                 due, answer = (found - low) // MICROSECOND, found
         return _shown(answer, zone)
@@ -195,21 +219,23 @@ class Trigger(ABC):
         """The trigger in one English sentence."""
         return f"{capital(self._phrase())}."
 
-    def next_instant(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def next_instant(self, instant: datetime, zone: tzinfo, reach: Reach | None = None) -> datetime | None:
         """``next`` from and to UTC, for triggers made of others.
 
         Args:
             instant: an aware datetime in UTC.
             zone: for triggers that have none of their own.
+            reach: of the question that this is a part of; ``None``: it is one of its own.
         """
         try:
-            return self._search(instant, zone)
+            return self._search(instant, zone, reach or Reach())
         except OverflowError:  # the calendar of datetime ends with the year 9999
             return None
 
     @abstractmethod
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
-        """The first instant after this one, both in UTC; may run into the end of the calendar."""
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
+        """The first instant after this one, both in UTC; may run into the end of the calendar. Beyond the reach it may
+        also answer None."""
 
     @abstractmethod
     def _in_zone(self, zone: tzinfo) -> Trigger:
@@ -236,10 +262,13 @@ class Trigger(ABC):
         if self.reboot:
             raise TriggerError(f"@reboot has no instant that could be computed: {what} cannot apply to it, only | can")
 
-    def _due_within(self, after: datetime, until: datetime, zone: tzinfo) -> datetime | None:
-        """The first instant in ``(after, until]``."""
-        found = self.next_instant(after, zone)
-        return found if found is not None and found <= until else None
+    def _due_within(self, after: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
+        """The first instant after this one and within reach."""
+        found = self.next_instant(after, zone, reach)
+        return found if found is not None and found <= reach.until else None
+
+    def __repr__(self) -> str:
+        return f"parse_trigger({str(self)!r})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trigger):
@@ -262,7 +291,7 @@ class Trigger(ABC):
         return _joined(Either, self, other)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Several(Trigger):
     """A trigger made of two or more that are asked alike."""
 
@@ -283,26 +312,27 @@ class _Several(Trigger):
         return (frozenset(self.members),)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Both(_Several):
     """Due when all its members are due at the same instant.
 
     The search answers None after 40 years or 50,000 looks: such members never meet.
     """
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
-        limit = later(instant, _SEARCH)
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
+        limit = min(later(instant, _SEARCH), reach.until)
         meeting, agreed = instant + MICROSECOND, 0
-        for look in range(_MOST_LOOKS):
-            member = self.members[look % len(self.members)]
-            found = member.next_instant(meeting - MICROSECOND, zone)
+        for member in cycle(self.members):
+            if not reach.goes_on():
+                return None
+            found = member.next_instant(meeting - MICROSECOND, zone, reach)
             if found is None or found > limit:
                 return None
             agreed = agreed + 1 if found == meeting else 1
             if agreed == len(self.members):
                 return found
             meeting = found
-        return None
+        raise AssertionError("a cycle of members ended")
 
     def _phrase(self) -> str:
         return f"whenever these coincide: {'; '.join(member._phrase() for member in self.members)}"
@@ -311,7 +341,7 @@ class Both(_Several):
         return " & ".join(f"({member})" if isinstance(member, Either) else str(member) for member in self.members)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Either(_Several):
     """Due when any of its members is; members that are due at the same instant make one."""
 
@@ -319,8 +349,8 @@ class Either(_Several):
     def reboot(self) -> bool:
         return any(member.reboot for member in self.members)
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
-        answers = (member.next_instant(instant, zone) for member in self.members)
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
+        answers = (member.next_instant(instant, zone, reach) for member in self.members)
         return min((found for found in answers if found is not None), default=None)
 
     def _phrase(self) -> str:
@@ -330,7 +360,7 @@ class Either(_Several):
         return " | ".join(str(member) for member in self.members)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Around(Trigger):
     """A trigger that narrows or moves the slots of one other."""
 
@@ -351,18 +381,18 @@ class _Around(Trigger):
         return f"({self.trigger})" if isinstance(self.trigger, _Several) else str(self.trigger)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Between(_Around):
     """Due only from ``start`` to ``end``, both included; a date stands for its whole day."""
 
     start: date | None
     end: date | None
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
         clock = self.timezone or zone
         if self.start is not None:
             instant = max(instant, first_instant(self.start, clock) - MICROSECOND)
-        found = self.trigger.next_instant(instant, zone)
+        found = self.trigger.next_instant(instant, zone, reach)
         if found is None or (self.end is not None and found > last_instant(self.end, clock)):
             return None
         return found
@@ -382,18 +412,18 @@ class Between(_Around):
         return f"{self._inner_text()} between {self.start.isoformat()} and {self.end.isoformat()}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class BetweenTimes(_Around):
     """Due only while the wall clock shows a time from ``start`` to ``end``, both included; it may span midnight."""
 
     start: time
     end: time
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
         clock = self.timezone or zone
-        limit = later(instant, _SEARCH)
-        for _ in range(_MOST_LOOKS):
-            found = self.trigger.next_instant(instant, zone)
+        limit = min(later(instant, _SEARCH), reach.until)
+        while reach.goes_on():
+            found = self.trigger.next_instant(instant, zone, reach)
             if found is None or found > limit:
                 return None
             reading = found.astimezone(clock).replace(tzinfo=None)
@@ -423,16 +453,16 @@ class BetweenTimes(_Around):
         return f"{self._inner_text()} between {self.start.isoformat()} and {self.end.isoformat()}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ExceptDates(_Around):
     """Not due while the calendar of its zone shows one of these dates."""
 
     dates: frozenset[date]
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
         clock = self.timezone or zone
         while True:
-            found = self.trigger.next_instant(instant, zone)
+            found = self.trigger.next_instant(instant, zone, reach)
             if found is None:
                 return None
             today = found.astimezone(clock).date()
@@ -450,7 +480,7 @@ class ExceptDates(_Around):
         return f"{self._inner_text()} except {','.join(day.isoformat() for day in sorted(self.dates))}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Jittered(_Around):
     """Every slot of the inner trigger, delayed by ``jitter_of(slot, width, seed)``.
 
@@ -461,14 +491,14 @@ class Jittered(_Around):
     width: timedelta
     seed: str
 
-    def _search(self, instant: datetime, zone: tzinfo) -> datetime | None:
+    def _search(self, instant: datetime, zone: tzinfo, reach: Reach) -> datetime | None:
         best: datetime | None = None
-        slot = self.trigger.next_instant(earlier(instant, self.width), zone)
+        slot = self.trigger.next_instant(earlier(instant, self.width), zone, reach)
         while slot is not None and (best is None or slot < best):
             delayed = slot + jitter_of(slot, self.width, self.seed)
             if delayed > instant and (best is None or delayed < best):
                 best = delayed
-            slot = self.trigger.next_instant(slot, zone)
+            slot = self.trigger.next_instant(slot, zone, reach)
         return best
 
     def _phrase(self) -> str:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from functools import cache
 from typing import TypeGuard
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from liteq.errors import TriggerError
 
@@ -25,14 +26,19 @@ SECOND = timedelta(seconds=1)
 _NAME = re.compile(r"[A-Za-z0-9_+\-]+(?:/[A-Za-z0-9_+\-]+)*", re.ASCII)
 _OFFSET = re.compile(r"([+-])([0-9]{2}):([0-9]{2})(?::([0-9]{2}))?", re.ASCII)
 _LONGEST_NAME = 100
+#: Names that look as nearly all do: ``Europe/Berlin``, ``America/Port_of_Spain``, ``Etc/GMT+5``, ``CET``.
+_USUAL = re.compile(
+    r"[A-Z]{3}|[A-Z][A-Za-z]*(?:/(?:[A-Z][a-z]+(?:_[A-Za-z][a-z]+)*|GMT[+-]?[0-9]*))+",
+    re.ASCII,
+)
 
 
 def named_zone(value: object, argument: str = "timezone") -> tzinfo:
     """The zone of a name or a tzinfo, in the one form in which triggers keep it.
 
     Args:
-        value: an IANA name (``"Europe/Berlin"``), an offset (``"+02:00"``), a ``ZoneInfo``, a ``datetime.timezone``,
-            or a tzinfo of another library that has a ``zone`` attribute with an IANA name.
+        value: an IANA name (``"Europe/Berlin"``, in any case), an offset (``"+02:00"``), a ``ZoneInfo``, a
+            ``datetime.timezone``, or a tzinfo of another library that has a ``zone`` attribute with an IANA name.
         argument: for messages.
 
     Raises:
@@ -153,20 +159,51 @@ def _known(offset: timedelta | None) -> timedelta:
 
 def _zone_of_text(text: str, argument: str) -> tzinfo:
     """The zone of an IANA name or an offset."""
-    if text == "UTC":
+    if text.upper() == "UTC":
         return UTC
     offset = _OFFSET.fullmatch(text)
     if offset is not None:
         return _fixed_zone(offset, text, argument)
     if len(text) > _LONGEST_NAME or _NAME.fullmatch(text) is None:
         raise TriggerError(f"{argument}={text[:_LONGEST_NAME]!r} is not the name of a time zone")
-    try:
-        return ZoneInfo(text)
-    except (KeyError, ValueError, OSError) as error:
-        raise TriggerError(
-            f"{argument}={text!r} is not a time zone known here; names look like 'Europe/Berlin' "
-            "(a system without zone data needs the package tzdata)"
-        ) from error
+    return _zone_of_name(text, argument)
+
+
+def _zone_of_name(name: str, argument: str) -> tzinfo:
+    """The zone of an IANA name, however it is spelled.
+
+    A name that looks usual is tried as it is, which saves reading the directory of all names. Others are looked up
+    first: a file system that ignores case would find them, and the file of the queue may move to one that does not.
+    """
+    spellings = [name] if _USUAL.fullmatch(name) else []
+    for spelling in (*spellings, spelled(name)):
+        try:
+            return ZoneInfo(spelling)
+        except (KeyError, ValueError, OSError) as error:
+            unknown = error
+    raise TriggerError(
+        f"{argument}={name!r} is not a time zone known here; {_suggestion(name)} "
+        "(a system without zone data needs the package tzdata)"
+    ) from unknown
+
+
+def spelled(name: str) -> str:
+    """A zone's name in its own spelling: ``Europe/Berlin`` for ``europe/BERLIN``; what is unknown stays as it is."""
+    return _known_spellings().get(name.lower(), name)
+
+
+@cache
+def _known_spellings() -> dict[str, str]:
+    """The names of all zones by themselves in small letters; reads a directory of the system."""
+    return {name.lower(): name for name in sorted(available_timezones())}
+
+
+def _suggestion(text: str) -> str:
+    """How a message helps with a name that is not known."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(text.lower(), _known_spellings(), n=1, cutoff=0.8)
+    return f"did you mean {_known_spellings()[near[0]]!r}?" if near else "names look like 'Europe/Berlin'"
 
 
 def _fixed_zone(offset: re.Match[str], text: str, argument: str) -> timezone:

@@ -26,7 +26,7 @@ from liteq import (
 )
 from liteq.clock import ManualClock
 from liteq.execution import close_loop
-from liteq.limits import Lock
+from liteq.locks import Lock
 
 
 def nothing(user: str = "", order: Any = None) -> None:

@@ -305,6 +305,24 @@ def test_add_takes_the_name_of_a_task(app: LiteQ, note: Any) -> None:
     assert [one.name for one in app.schedules.list()] == ["s"]
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"args": "eur"}, {"args": {"a": 1}}, {"args": 5}, {"kwargs": "ab"}, {"kwargs": [("a", 1)]}], ids=str
+)
+def test_arguments_of_a_wrong_kind_are_named_wherever_they_are_given(
+    app: LiteQ, note: Any, wrong: dict[str, Any]
+) -> None:
+    (name,) = wrong
+    with pytest.raises(TypeError, match=f"{name} takes a"):
+        app.schedules.add("s", note, "@hourly", **wrong)
+    with pytest.raises(TypeError, match=f"{name} takes a"):
+        note.schedule(**wrong)
+    with pytest.raises(TypeError, match=f"{name} takes a"):
+        app.periodic_task("@hourly", name="declared", **wrong)(lambda *args: None)
+    app.schedules.add("s", note, "@hourly", args=["x"])
+    with pytest.raises(TypeError, match=f"{name} takes a"):
+        app.schedules.update("s", **wrong)
+
+
 def test_a_name_is_taken_once(app: LiteQ, note: Any) -> None:
     app.schedules.add("s", note, "@hourly")
     with pytest.raises(DuplicateSchedule, match="replace=True"):

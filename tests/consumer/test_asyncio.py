@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import workshop
 from kinds import GET, endings, failure_of
 from workshop import lines
 
-from liteq import JobState, LiteQ, TaskRevoked
+from liteq import JobState, LiteQ, ResultGroup, TaskRevoked, WouldDeadlock
 from liteq.job import Ending
 
 
@@ -264,6 +265,58 @@ def test_a_blocked_loop_does_not_hold_up_the_end(
     for thread in threading.enumerate():
         if thread.name == "liteq-worker":
             thread.join(GET)  # what was given up lives on until its call returns
+
+
+def test_a_coroutine_that_would_stop_its_loop_to_wait_for_a_job_is_told(app: LiteQ, consume: Any) -> None:
+    @app.task(name="child")
+    async def child() -> str:
+        await asyncio.sleep(0.01)
+        return "grown up"
+
+    @app.task(name="parent")
+    async def parent(how: str) -> list[Any]:
+        result = child()
+        try:
+            if how == "one":
+                return [result.get(GET)]
+            return [one.get() for one in ResultGroup([result]).as_completed(GET)]
+        except WouldDeadlock as error:
+            assert error.job_id == result.id and "await" in str(error)
+            copy = pickle.loads(pickle.dumps(error))
+            assert (str(copy), copy.on_loop) == (str(error), True)
+            value = await result
+            return [value, result.get(GET), await asyncio.to_thread(child().get, GET)]
+
+    with consume(app, workers=4):
+        for how in ("one", "several"):
+            assert parent(how).get(GET) == ["grown up"] * 3
+
+
+def test_a_coroutine_that_would_stop_its_loop_to_wait_for_a_lock_is_told(
+    app: LiteQ, consume: Any, gate: Path, log: str, eventually: Any
+) -> None:
+    @app.task(name="holder")
+    async def holder() -> None:
+        async with app.lock_task("shared", wait=True):
+            workshop.note(log, "holds it")
+            while not gate.exists():
+                await asyncio.sleep(0.002)
+
+    @app.task(name="blocker")
+    async def blocker(wait: float | None) -> str:
+        with app.lock_task("shared", wait=True, timeout=wait):
+            return "got it"
+
+    with consume(app, workers=4):
+        held = holder()
+        eventually(lambda: lines(log) == ["holds it"])
+        for wait in (None, GET):
+            error = failure_of(blocker(wait))
+            assert error.error_type == "TaskLocked" and "async with" in error.message
+        assert app.locks()[0].waiting == 0
+        gate.touch()
+        held.get(GET)
+        assert blocker(None).get(GET) == "got it", "there is nothing to wait for"
 
 
 def test_an_idle_loop_wakes_nobody(app: LiteQ, tasks: Any, consume: Any) -> None:

@@ -185,6 +185,20 @@ def test_what_happens_to_a_job_is_announced_in_order(
     assert "SIGKILL" in error.message
 
 
+def test_one_that_is_stopped_has_run_whatever_else_is_settled_in_that_moment(
+    app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any
+) -> None:
+    with consume(app, workers=4):
+        for number in range(30):
+            result = tasks.await_at(str(gate), log)
+            eventually(lambda number=number: len(lines(log)) == number + 1)
+            others = [tasks.add(number, 1) for _ in range(3)]
+            result.revoke(terminate=True)
+            failure_of(result)
+            assert result.job().reason == "revoked while it ran"
+            assert [other.get(GET) for other in others] == [number + 1] * 3
+
+
 def test_revoking_and_interrupting_are_announced(
     app: LiteQ, tasks: Any, consume: Any, heard: list[tuple[str, Job, Any]], gate: Path, log: str, eventually: Any
 ) -> None:

@@ -25,13 +25,13 @@ from liteq import LiteQ, StorageError, every
 from liteq.clock import ManualClock
 from liteq.consumer import firing
 from liteq.consumer.firing import AT_ONCE, LOOK_EVERY
-from liteq.consumer.scheduler import Scheduler
+from liteq.consumer.scheduler import RECOVER_EVERY, Scheduler
 from liteq.engine import Ended
 from liteq.execution import NoDeadline, execute
 from liteq.instants import moment
 from liteq.job import Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.schedule import AFTER_JOB, MOST_AT_ONCE, MOST_FOLLOWERS, slot_id
-from liteq.schedules import _heads
+from liteq.slots import _heads
 from liteq.storage.base import ClaimRequest
 
 HOUR = 3600.0
@@ -156,6 +156,29 @@ def test_nothing_is_looked_up_while_nothing_is_due(world: World, monkeypatch: py
     monkeypatch.setattr(world.app.storage, "due_schedules", None)
     monkeypatch.setattr(world.app.storage, "next_schedule", None)
     keeper.live(55)
+
+
+def test_a_consumer_with_nothing_to_do_sleeps_and_is_there_when_a_job_expires(world: World) -> None:
+    keeper = world.keeper(idle=True)
+    keeper.live(20)
+    keeper.calls = 0
+    keeper.live(60)
+    assert keeper.calls <= 60 / RECOVER_EVERY + 2, "it woke up more often than its other duties ask for"
+    expiring = world.app.tasks["note"].using(expires=12.5)()
+    keeper.scheduler.data_changed()
+    keeper.live(12.4)
+    assert expiring.job().state is JobState.READY
+    keeper.live(0.2)
+    assert expiring.job().state is JobState.EXPIRED
+
+
+def test_a_job_that_expires_soon_is_ended_in_time_however_quiet_it_was_before(world: World) -> None:
+    keeper = world.keeper(idle=True)
+    keeper.live(33)
+    expiring = world.app.tasks["note"].using(expires=1.5)()
+    keeper.scheduler.data_changed()
+    keeper.live(1.6)
+    assert expiring.job().state is JobState.EXPIRED
 
 
 def test_a_schedule_added_elsewhere_is_seen_when_the_storage_tells(world: World) -> None:
@@ -302,6 +325,52 @@ def test_queued_runs_follow_each_other(world: World) -> None:
         keeper.app.engine.round([Ended(running, Outcome(running.seq, running.claim, Ending.FAILED, 0, 1))], None)
         keeper.scheduler.data_changed()
         keeper.live(0.1)
+
+
+def end(keeper: Keeper, job: Job) -> None:
+    keeper.app.engine.round([Ended(job, Outcome(job.seq, job.claim, Ending.SUCCEEDED, 0, 1))], None)
+    keeper.scheduler.data_changed()
+    keeper.live(0.1)
+
+
+def waiting(world: World) -> list[Job]:
+    return sorted(world.app.jobs(state="blocked"), key=lambda job: job.id)
+
+
+@pytest.mark.parametrize("middle", [[0], [1], [0, 1], [0, 1, 2]], ids=str)
+def test_a_run_that_is_revoked_in_its_row_does_not_let_the_next_begin_beside_the_first(
+    world: World, middle: list[int]
+) -> None:
+    world.add(overlap="queue")
+    keeper = world.keeper(idle=True)
+    keeper.live(10)
+    (first,) = keeper.claim()
+    keeper.live(30)
+    row = waiting(world)
+    for number in middle:
+        assert world.app.revoke(row[number].id)
+    keeper.live(11)  # one more slot comes, and the row is looked at many times
+    left = [job.id for number, job in enumerate(row) if number not in middle] + [slot_id("s", world.start + 50)]
+    assert [job.id for job in waiting(world)] == left
+    assert keeper.claim() == []
+    for expected in left:
+        end(keeper, first)
+        (first,) = keeper.claim()
+        assert first.id == expected
+
+
+@pytest.mark.parametrize("overlap", ["queue", "skip"])
+def test_a_run_by_hand_that_is_revoked_leaves_the_schedule_as_busy_as_it_was(world: World, overlap: str) -> None:
+    world.add(overlap=overlap)
+    keeper = world.keeper(idle=True)
+    keeper.live(10)
+    (first,) = keeper.claim()
+    by_hand = world.app.schedules.run_now("s")
+    assert by_hand.revoke()
+    keeper.live(11)
+    assert keeper.claim() == []
+    end(keeper, first)
+    assert len(keeper.claim()) == (overlap == "queue")
 
 
 def test_a_long_queue_of_slots_is_kept_in_few_jobs(world: World) -> None:

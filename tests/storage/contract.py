@@ -750,7 +750,7 @@ class StorageContract(GatesContract, ScheduleContract):
         running = storage.find(JobFilter(states=frozenset({JobState.RUNNING})))
         assert {job.claim for job in running} == {1, 2}
         successes = [lifecycle.succeed(job, outcome(job, Ending.SUCCEEDED)) for job in running]
-        assert not storage.turn([], None, NOW, {running[0].seq: Progress(1.0)}, successes).lost
+        assert not storage.turn([], None, NOW, {(running[0].seq, running[0].claim): Progress(1.0)}, successes).lost
         assert storage.counts() == dict.fromkeys(JobState, 0) | {JobState.SUCCEEDED: 333}
         assert {job.claim for job in storage.find(JobFilter())} == {1, 2}
         assert again(storage, running[0]).progress is None
@@ -792,7 +792,8 @@ class StorageContract(GatesContract, ScheduleContract):
         ]
         nowhere = lifecycle.release(running[3])._replace(target=JobState.SCHEDULED, due=None)
         with pytest.raises(StorageError):
-            storage.turn([*good, nowhere], ClaimRequest(1, 9), NOW + 5, {running[3].seq: Progress(1.0)})
+            said = {(running[3].seq, running[3].claim): Progress(1.0)}
+            storage.turn([*good, nowhere], ClaimRequest(1, 9), NOW + 5, said)
         with pytest.raises((TypeError, AttributeError)):
             storage.turn([*good, None], ClaimRequest(1, 9), NOW + 5)  # type: ignore[list-item]
         assert everything(storage) == before
@@ -802,7 +803,7 @@ class StorageContract(GatesContract, ScheduleContract):
     def test_what_a_turn_did_is_seen_by_others_at_once(self, storage: Storage, reopen: Callable[[], Storage]) -> None:
         add_many(storage, 2)
         first, second = claim(storage)
-        storage.turn([decided(first, Ending.SUCCEEDED)], None, NOW, {second.seq: Progress(0.5)})
+        storage.turn([decided(first, Ending.SUCCEEDED)], None, NOW, {(second.seq, second.claim): Progress(0.5)})
         assert everything(reopen()) == everything(storage)
 
     # ── how attempts end, and what is kept of them ───────────────────────────────────────────────────
@@ -956,47 +957,49 @@ class StorageContract(GatesContract, ScheduleContract):
     def test_progress_of_a_running_job_is_shown(self, storage: Storage, step: Progress) -> None:
         add(storage, new())
         running = claim_one(storage)
-        storage.turn([], None, NOW, {running.seq: Progress(99.0, 99.0, "old")})
-        storage.turn([], None, NOW, {running.seq: step})
+        storage.turn([], None, NOW, {(running.seq, running.claim): Progress(99.0, 99.0, "old")})
+        storage.turn([], None, NOW, {(running.seq, running.claim): step})
         assert again(storage, running) == running._replace(progress=step)
         assert storage.find(JobFilter(owner=1)) == [running._replace(progress=step)]
 
     def test_progress_of_a_job_that_does_not_run_is_dropped(self, storage: Storage) -> None:
         [job] = add(storage, new())
-        turn = storage.turn([], request(storage), NOW, {job.seq: Progress(1.0), 999: Progress(2.0)})
+        turn = storage.turn([], request(storage), NOW, {(job.seq, job.claim): Progress(1.0), (999, 1): Progress(2.0)})
         assert turn.jobs[0].progress is None
         assert again(storage, job).progress is None
-        storage.turn([decided(turn.jobs[0], Ending.SUCCEEDED)], None, NOW, {job.seq: Progress(3.0)})
+        [running] = turn.jobs
+        storage.turn([decided(running, Ending.SUCCEEDED)], None, NOW, {(job.seq, running.claim): Progress(3.0)})
         assert again(storage, job).progress is None
 
     @pytest.mark.parametrize("ending", Ending)
     def test_progress_ends_with_the_attempt(self, storage: Storage, ending: Ending) -> None:
         add(storage, new())
         running = claim_one(storage)
-        storage.turn([], None, NOW, {running.seq: Progress(1.0)})
+        storage.turn([], None, NOW, {(running.seq, running.claim): Progress(1.0)})
         after = settle(storage, running, ending, policy=Policy(retries=5), delay=10)
         assert after.progress is None
         if after.state is JobState.SCHEDULED:
             assert claim_one(storage, now=NOW + 99).progress is None
             assert again(storage, running).progress is None
 
-    def test_progress_of_a_job_that_runs_for_another_by_now_is_dropped(self, storage: Storage) -> None:
+    @pytest.mark.parametrize("owner", [1, 2])
+    def test_progress_of_an_attempt_that_was_taken_over_is_dropped(self, storage: Storage, owner: int) -> None:
         add(storage, new())
         stale = claim_one(storage, owner=1)
-        storage.turn([], request(storage, 1, 0), NOW, {stale.seq: Progress(1.0)})
+        storage.turn([], None, NOW, {(stale.seq, stale.claim): Progress(1.0)})
         assert again(storage, stale).progress == Progress(1.0)
-        storage.apply([lifecycle.release(stale)], NOW)  # taken away from a consumer that was thought dead
-        running = claim_one(storage, owner=2)
-        storage.turn([], request(storage, 2, 0), NOW, {running.seq: Progress(3.0)})
-        storage.turn([], request(storage, 1, 0), NOW, {stale.seq: Progress(2.0)})
-        storage.turn([], request(storage, 1, 5), NOW, {stale.seq: Progress(2.0)})
+        storage.apply([lifecycle.release(stale)], NOW)  # taken away from a consumer that was thought dead, or given up
+        running = claim_one(storage, owner=owner)
+        said = {(running.seq, running.claim): Progress(3.0), (stale.seq, stale.claim): Progress(2.0)}
+        storage.turn([], None, NOW, said)
+        storage.turn([], request(storage, 1, 5), NOW, {(stale.seq, stale.claim): Progress(2.0)})
         assert again(storage, running).progress == Progress(3.0)
 
     def test_refused_transitions_leave_progress_alone(self, storage: Storage) -> None:
         add(storage, new())
         running = claim_one(storage)
         stale = decided(running, Ending.SUCCEEDED)._replace(claim=9)
-        storage.turn([stale], None, NOW, {running.seq: Progress(1.0)})
+        storage.turn([stale], None, NOW, {(running.seq, running.claim): Progress(1.0)})
         assert again(storage, running).progress == Progress(1.0)
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────────
@@ -1126,6 +1129,12 @@ class StorageContract(GatesContract, ScheduleContract):
         assert storage.queues() == {"a": 2, "b": 1, "": 1}
         claim(storage, 2)
         assert storage.queues() == {"a": 1, "": 1}
+
+    def test_the_next_expiry_is_the_first_after_an_instant(self, storage: Storage) -> None:
+        assert storage.next_expiry(0.0) is None
+        add(storage, new(), new(expires=NOW + 50), new(due=NOW + 9, expires=NOW + 60), new(expires=NOW + 70))
+        found = [storage.next_expiry(after) for after in (0.0, NOW + 49.9, NOW + 50, NOW + 60, NOW + 70)]
+        assert found == [NOW + 50, NOW + 50, NOW + 60, NOW + 70, None]
 
     def test_reasons_counts_what_is_blocked_by_reason(self, storage: Storage) -> None:
         storage.add([new(task) for task in "aab"])

@@ -160,7 +160,7 @@ class Agreement(RuleBasedStateMachine):
         self,
         transitions: Sequence[Transition | None],
         request: ClaimRequest | None = None,
-        progress: dict[int, Progress] | None = None,
+        progress: dict[tuple[int, int], Progress] | None = None,
         successes: Sequence[Success] = (),
     ) -> None:
         moves = [transition for transition in transitions if transition is not None]
@@ -238,7 +238,7 @@ class Agreement(RuleBasedStateMachine):
                 successes.append(lifecycle.succeed(job, outcome))
             else:
                 transitions.append(lifecycle.decide(job, policy, outcome, self.now, cancelled=cancelled))
-        self.turn(transitions, request, {job.seq: Progress(1.0) for job in self.seen[-3:]}, successes)
+        self.turn(transitions, request, {(job.seq, job.claim): Progress(1.0) for job in self.seen[-3:]}, successes)
 
     @precondition(lambda self: self.storages["memory"].counts()[JobState.RUNNING])
     @rule(data=st.data(), ending=st.sampled_from([Ending.SUCCEEDED, Ending.FAILED]), request=requests)
@@ -304,7 +304,8 @@ class Agreement(RuleBasedStateMachine):
     @precondition(lambda self: self.seen)
     @rule(data=st.data(), step=steps)
     def tell_progress(self, data: st.DataObject, step: Progress) -> None:
-        self.turn([], None, {self.draw_job(data).seq: step, 10_000: step})
+        job = self.draw_job(data)
+        self.turn([], None, {(job.seq, job.claim): step, (10_000, 1): step})
 
     @rule(query=filters)
     def remove(self, query: JobFilter) -> None:
@@ -405,6 +406,7 @@ class Agreement(RuleBasedStateMachine):
         self.ask(lambda storage: storage.counts())
         self.ask(lambda storage: storage.queues())
         self.ask(lambda storage: storage.reasons())
+        self.ask(lambda storage: storage.next_expiry(self.now))
         self.ask(lambda storage: storage.marks())
         self.ask(lambda storage: storage.next_due())
         self.ask(lambda storage: storage.owners())

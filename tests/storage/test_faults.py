@@ -181,7 +181,7 @@ def _build(path: Path) -> None:
         storage.add([new("known", queue="dead") for _ in range(3)])
         dead = storage.register({"pid": 1})
         jobs = storage.turn([], ClaimRequest(dead, 3, ("dead",)), NOW).jobs
-        storage.turn([], None, NOW, {jobs[0].seq: Progress(1.0, 2.0, "half")})
+        storage.turn([], None, NOW, {(jobs[0].seq, jobs[0].claim): Progress(1.0, 2.0, "half")})
         storage.swap(f"{PAUSE_MARK}paused", None, "1")
         storage.swap(f"{REVOKE_MARK}revoked", None, lifecycle.Revocation(None, True).dumps())
         storage.swap(lifecycle.cancel_mark(jobs[1]), None, "stop")
@@ -306,9 +306,14 @@ def _turn(scene: Scene) -> object:
         decided(ended, Ending.FAILED, error_type="ValueError", message="no"),
         decided(back, Ending.INTERRUPTED),
     ]
-    steps = {back.seq: Progress(1.0, None, "")}
+    steps = {(back.seq, back.claim): Progress(1.0, None, "")}
     request = ClaimRequest(scene.owner, 8, ("other", "default", MINE))
     return scene.storage.turn(decisions, request, NOW + 5, steps)
+
+
+def _tell_progress(scene: Scene) -> object:
+    job = scene.running[0]
+    return scene.storage.turn([], None, NOW, {(job.seq, job.claim): Progress(1.0, 2.0, "half")})
 
 
 def _turn_of_successes(scene: Scene) -> object:
@@ -424,9 +429,7 @@ VERBS: dict[str, Verb] = {
     "add a batch": Verb(_batch),
     "turn: claim": Verb(lambda scene: scene.storage.turn([], ClaimRequest(scene.owner, 9), NOW)),
     "turn: promote": Verb(lambda scene: scene.storage.turn([], None, NOW + 5)),
-    "turn: progress": Verb(
-        lambda scene: scene.storage.turn([], None, NOW, {scene.running[0].seq: Progress(1.0, 2.0, "half")})
-    ),
+    "turn: progress": Verb(_tell_progress),
     "turn: everything": Verb(_turn),
     "turn: successes": Verb(_turn_of_successes),
     "turn: one was taken over": Verb(_turn_with_a_stale_one),
@@ -451,6 +454,7 @@ VERBS: dict[str, Verb] = {
     "put_schedule: change": Verb(_change_schedule),
     "drop_schedule": Verb(lambda scene: scene.storage.drop_schedule("used")),
     "due_schedules": Verb(lambda scene: scene.storage.due_schedules(NOW, "boot", 10)),
+    "next_expiry": Verb(lambda scene: scene.storage.next_expiry(0.0)),
     "next_schedule": Verb(lambda scene: scene.storage.next_schedule()),
     "fire": Verb(_fire),
     "schema_version": Verb(lambda scene: scene.storage.schema_version()),
@@ -531,7 +535,7 @@ def assert_idle(scene: Scene, where: str) -> None:
     """Nobody holds anything any more."""
     connections = scene.storage._connections
     assert not any(one.in_transaction for one in connections._all), f"a transaction is open: {where}"
-    assert connections._readers_lent == 0, where
+    assert not connections._readers_lent, where
     assert not connections.turnstile.is_mine(), where
     if scene.path.exists():
         with closing(connect(scene.path, isolation_level=None, timeout=0)) as foreign:

@@ -189,10 +189,10 @@ class GatesMachine(RuleBasedStateMachine):
         while self.ask(lambda storage: bool(storage.gates.clear([LOCK.gate], self.now))):
             continue
         jobs = self.find(RUNNING)
-        while True:
+        cleared = True
+        while jobs or cleared:  # behind a job in the line there may be somebody who takes the lock and keeps it
             jobs = self.claimed([self.ended(job, Ending.SUCCEEDED) for job in jobs], 50, None, 0)
-            if not jobs:
-                break
+            cleared = self.ask(lambda storage: bool(storage.gates.clear([LOCK.gate], self.now)))
         assert self.find(WAITING) == []
         assert self.ask(lambda storage: storage.gates.states()) == []
 

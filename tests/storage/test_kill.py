@@ -90,7 +90,7 @@ class Victim:
             lifecycle.decide(job, POLICY, Outcome(job.seq, job.claim, ending, NOW, NOW, b"%d" % job.seq), NOW)
             for job in ended
         ]
-        steps = {job.seq: Progress(1.0, 2.0, "half") for job in self._running[:3]}
+        steps = {(job.seq, job.claim): Progress(1.0, 2.0, "half") for job in self._running[:3]}
         request = ClaimRequest(self._owner, self._random.randrange(40))
         turn = self._storage.turn(decisions, request, NOW + self._random.randrange(10), steps)
         assert all(turn.applied), "only this owner may end its jobs"

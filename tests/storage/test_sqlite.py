@@ -327,6 +327,12 @@ def test_a_directory_is_refused(path: Path) -> None:
     assert "is a directory" in refused(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_refused_and_nothing_is_put_beside_it(path: Path) -> None:
+    os.mkfifo(path)
+    assert "is a device or a pipe" in refused(path)
+
+
 def test_a_missing_parent_directory_is_named(directory: Path) -> None:
     message = refused(directory / "missing" / "queue.db")
     assert f"the directory {directory / 'missing'} does not exist" in message

@@ -34,6 +34,10 @@ def test_a_zone_is_found_by_its_name() -> None:
     assert zone("Europe/Berlin") == BERLIN
 
 
+def test_a_zone_is_found_however_its_name_is_spelled() -> None:
+    assert zone("europe/BERLIN") is ZoneInfo("Europe/Berlin")
+
+
 @pytest.mark.parametrize("tz", [UTC, BERLIN, timezone(timedelta(hours=3))])
 def test_a_zone_stays_what_it_is(tz: tzinfo) -> None:
     assert zone(tz) is tz

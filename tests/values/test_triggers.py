@@ -6,8 +6,10 @@ from __future__ import annotations
 import calendar
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from liteq.errors import LiteQError, TriggerError
 from liteq.triggers import Crontab, Trigger, at, crontab, every, jitter_of, parse_trigger
+from liteq.triggers.plain import Every
 
 BERLIN = ZoneInfo("Europe/Berlin")
 START = datetime(2024, 5, 15, 12, 34, 56, tzinfo=UTC)  # a Wednesday
@@ -1057,11 +1060,53 @@ def test_the_latest_run_may_be_the_end_but_not_the_beginning_of_the_time() -> No
     assert crontab("0 12 * * *").latest(noon + timedelta(days=2), noon) is None
 
 
+NEVER_MEET = every(60).anchored(utc(2024, 1, 1)) & every(60).anchored(utc(2024, 1, 1, 0, 0, 30))
+MEET_ONCE = every(59).anchored(utc(2024, 1, 1)) & every(0.000_061).anchored(utc(2024, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        NEVER_MEET,
+        MEET_ONCE,
+        (MEET_ONCE | crontab("0 0 29 2 *")).between(time(9), time(17)).except_dates(date(2024, 1, 2)),
+        NEVER_MEET.between(utc(2024, 1, 1), None) | MEET_ONCE.jitter(1),
+    ],
+    ids=str,
+)
+def test_the_latest_of_triggers_that_hardly_ever_meet_takes_no_more_steps_than_one_search(
+    trigger: Trigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches = 0
+    search = Every._search
+
+    def counted(self: Every, *arguments: Any) -> datetime | None:
+        nonlocal searches
+        searches += 1
+        return search(self, *arguments)
+
+    monkeypatch.setattr(Every, "_search", counted)
+    trigger.latest(utc(2023, 12, 31), utc(2034, 1, 1))
+    assert 0 < searches < 60_000
+
+
+def test_the_latest_meeting_is_found() -> None:
+    trigger = crontab("*/7 * * * *") & crontab("*/5 3 * * *")
+    assert trigger.latest(START - timedelta(days=400), START) == utc(2024, 5, 15, 3, 35)
+
+
 @given(st.integers(1, 5000), st.integers(1, 500_000))
 def test_the_latest_run_is_the_last_that_next_finds(period: int, span: int) -> None:
     trigger = every(period).anchored(utc(2024, 5, 15, 12))
     runs = _until(trigger, START, START + timedelta(seconds=span, microseconds=1))
     assert trigger.latest(START, START + timedelta(seconds=span)) == (runs[-1] if runs else None)
+
+
+def test_a_trigger_is_shown_by_its_text() -> None:
+    trigger = crontab("30 2 * * *", timezone="Europe/Berlin").between(time(2), time(3)) | every(90)
+    text = "30 2 * * * in Europe/Berlin between 02:00:00 and 03:00:00 | every 1m30s"
+    assert repr(trigger) == f"parse_trigger({text!r})"
+    assert parse_trigger(text) == trigger
 
 
 # ── zones of triggers ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -1078,6 +1123,32 @@ def test_a_zone_may_be_a_name_an_offset_or_a_tzinfo() -> None:
     assert crontab("0 9 * * *", timezone="UTC") == crontab("0 9 * * *", timezone=UTC)
     assert crontab("0 9 * * *", timezone=ZoneInfo("UTC")) == crontab("0 9 * * *", timezone=timezone(timedelta(0)))
     assert by_name != crontab("0 9 * * *")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("europe/berlin", "Europe/Berlin"),
+        ("EUROPE/BERLIN", "Europe/Berlin"),
+        ("America/new_york", "America/New_York"),
+        ("america/port-au-prince", "America/Port-au-Prince"),
+        ("Gmt", "GMT"),
+        ("Utc", "UTC"),
+    ],
+)
+def test_a_zone_is_stored_under_its_own_spelling_however_it_was_written(given: str, name: str) -> None:
+    trigger = crontab("0 9 * * *", timezone=given)
+    assert str(trigger) == f"0 9 * * * in {name}"
+    assert trigger == crontab("0 9 * * *", timezone=name)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("Europe/Berlim", "did you mean 'Europe/Berlin'?"), ("Mars/Phobos", "names look like"), ("europe", "names look")],
+)
+def test_a_zone_that_is_not_known_is_refused_with_a_name_that_is(given: str, hint: str) -> None:
+    with pytest.raises(TriggerError, match=re.escape(hint)):
+        crontab("0 9 * * *", timezone=given)
 
 
 class Nameless(tzinfo):

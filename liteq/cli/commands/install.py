@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from liteq import TriggerError, crontab
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, MISUSED, Refused
 from liteq.cli.escaping import escaped, escaped_lines
@@ -32,6 +35,7 @@ After=network.target
 [Service]
 WorkingDirectory={directory}
 ExecStart={command}
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=2
 TimeoutStopSec=60
@@ -81,8 +85,26 @@ def _check(arguments: argparse.Namespace) -> None:
         raise Refused("a directory or an option with a line break or another control character cannot be installed")
     if len(arguments.when.split()) not in (1, 5):
         raise Refused(f"--when takes the five fields of a crontab, not {arguments.when!r}", MISUSED)
+    try:
+        crontab(arguments.when)
+    except TriggerError as error:
+        raise Refused(f"--when={arguments.when!r}: {error}", MISUSED) from None
+    _check_options(arguments)
     with opened(arguments.app):
         return
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """The consumer itself says what is wrong with its options."""
+    from liteq.cli.consumer import understood
+
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            understood([arguments.app, *_options(arguments)])
+    except SystemExit:
+        why = said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2]
+        raise Refused(f"liteq_consumer does not run with --options={arguments.options!r}: {why}", MISUSED) from None
 
 
 def _here() -> str:
@@ -94,11 +116,14 @@ def _tag(app: str) -> str:
 
 
 def _words(arguments: argparse.Namespace, *more: str) -> list[str]:
+    return [sys.executable, "-m", "liteq.cli.consumer", arguments.app, *more, *_options(arguments)]
+
+
+def _options(arguments: argparse.Namespace) -> list[str]:
     try:
-        options = shlex.split(arguments.options)
+        return shlex.split(arguments.options)
     except ValueError as error:
         raise Refused(f"--options={arguments.options!r} cannot be read: {error}", MISUSED) from None
-    return [sys.executable, "-m", "liteq.cli.consumer", arguments.app, *more, *options]
 
 
 # ── cron ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -47,8 +47,8 @@ class Pool(ABC):
         """What has ended since the last call."""
 
     @abstractmethod
-    def progress(self) -> dict[int, Progress]:
-        """What running jobs have said since the last call, by ``seq``."""
+    def progress(self) -> dict[tuple[int, int], Progress]:
+        """What running jobs have said since the last call, by ``seq`` and ``claim``."""
 
     @property
     @abstractmethod

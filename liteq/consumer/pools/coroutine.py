@@ -31,7 +31,7 @@ from liteq.consumer import stacks
 from liteq.consumer.pools.base import GRACE, Pool, StackSource
 from liteq.consumer.pools.place import place_of
 from liteq.consumer.pools.pulse import ASK_EVERY, Pulse
-from liteq.context import current_job
+from liteq.context import current_job, this_thread
 from liteq.engine import Ended
 from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, execute_async
@@ -69,7 +69,7 @@ class CoroutinePool(Pool):
         self._share = None if max_tasks is None else max_tasks * size
         self._wake = wake
         self._ended: deque[Ended] = deque()
-        self._progress: dict[int, Progress] = {}
+        self._progress: dict[tuple[int, int], Progress] = {}
         self._loops: list[LoopThread] = []
         self._held = 0
         self._stuck = 0
@@ -118,7 +118,7 @@ class CoroutinePool(Pool):
         self._held -= len(ended)
         return ended
 
-    def progress(self) -> dict[int, Progress]:
+    def progress(self) -> dict[tuple[int, int], Progress]:
         if not self._progress:
             return {}
         said, self._progress = self._progress, {}
@@ -233,9 +233,9 @@ class CoroutinePool(Pool):
         self._ended.append(ended)
         self.nudge()
 
-    def say(self, seq: int, progress: Progress) -> None:
+    def say(self, job: Job, progress: Progress) -> None:
         """A job says how far it is."""
-        self._progress[seq] = progress
+        self._progress[job.seq, job.claim] = progress
         self.nudge()
 
     def nudge(self) -> None:
@@ -265,6 +265,7 @@ class LoopThread:
     # ── the thread ───────────────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
+        this_thread.is_shared = True
         try:
             while not self._ending:
                 self._run(self.loop.run_forever)
@@ -448,7 +449,7 @@ class CoroutineSlot:
     # ── Channel, called by the task ──────────────────────────────────────────────────────────────────
 
     def progress(self, job: Job, progress: Progress) -> None:
-        self._pool.say(job.seq, progress)
+        self._pool.say(job, progress)
 
     def is_cancelled(self, job: Job) -> bool:
         return self.cancelled

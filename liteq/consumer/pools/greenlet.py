@@ -35,8 +35,9 @@ from liteq.consumer.loading import split_path
 from liteq.consumer.log_setup import LogSetup
 from liteq.consumer.options import ConsumerOptions
 from liteq.consumer.pools.base import GRACE, Pool, StackSource
+from liteq.consumer.pools.child import WorkerProcess
 from liteq.consumer.pools.messages import pack_job, unpack_outcome
-from liteq.consumer.pools.process import FIRST_RETRY, LAST_RETRY, LEAVE, WorkerProcess
+from liteq.consumer.pools.process import FIRST_RETRY, LAST_RETRY, LEAVE
 from liteq.consumer.pools.pulse import ASK_EVERY, Pulse
 from liteq.consumer.pools.worker import WorkerSetup
 from liteq.engine import Ended
@@ -93,7 +94,7 @@ class GreenletPool(Pool):
         self._backlog: deque[Job] = deque()
         self._suspects: deque[Job] = deque()
         self._ended: list[Ended] = []
-        self._progress: dict[int, Progress] = {}
+        self._progress: dict[tuple[int, int], Progress] = {}
         self._hubs: list[HubProcess] = []
         self._selector: BaseSelector | None = None
         self._failures = 0
@@ -160,8 +161,8 @@ class GreenletPool(Pool):
             match message:
                 case ("done", values):
                     self._end(one, unpack_outcome(values))
-                case ("progress", seq, *step):
-                    self._progress[seq] = Progress(*step)
+                case ("progress", seq, claim, *step):
+                    self._progress[seq, claim] = Progress(*step)
                 case ("pong", number):
                     one.answer(number)
                 case ("blocked", seq, place):
@@ -188,7 +189,7 @@ class GreenletPool(Pool):
         self._numbers.append(ticket.number)
         self._ended.append(Ended(ticket.job, outcome))
 
-    def progress(self) -> dict[int, Progress]:
+    def progress(self) -> dict[tuple[int, int], Progress]:
         said, self._progress = self._progress, {}
         return said
 

@@ -291,7 +291,7 @@ class HubSlot:
     # ── Channel, called in this greenlet by the task ─────────────────────────────────────────────────
 
     def progress(self, job: Job, progress: Progress) -> None:
-        self._hub.send(("progress", job.seq, *progress))
+        self._hub.send(("progress", job.seq, job.claim, *progress))
 
     def is_cancelled(self, job: Job) -> bool:
         return self.cancelled

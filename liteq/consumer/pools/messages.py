@@ -5,9 +5,9 @@ bytes it is stored as. `marshal` makes a tuple of plain values in 0.5 µs; pickl
 
 To a worker: ``("jobs", [packed job, …])``, ``("cancel", seq)``, ``("interrupt", seq)``, ``("recall",)``,
 ``("reopen",)``, ``("stack", token)``, ``("stop",)``.
-From a worker: ``("ready",)``, ``("done", packed outcome)``, ``("progress", seq, done, total, message)``, ``("back",
-[seq, …])`` for jobs it has not begun and will not, ``("heavy", bytes)`` once it has more memory than it should,
-``("open",)`` in answer to ``("reopen",)``, ``("broken", text)`` when it cannot start.
+From a worker: ``("ready",)``, ``("done", packed outcome)``, ``("progress", seq, claim, done, total, message)``,
+``("back", [seq, …])`` for jobs it has not begun and will not, ``("heavy", bytes)`` once it has more memory than it
+should, ``("open",)`` in answer to ``("reopen",)``, ``("broken", text)`` when it cannot start.
 """
 
 from __future__ import annotations

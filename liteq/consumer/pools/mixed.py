@@ -76,7 +76,7 @@ class MixedPool(Pool):
         self._distribute()
         return ended
 
-    def progress(self) -> dict[int, Progress]:
+    def progress(self) -> dict[tuple[int, int], Progress]:
         return self._coroutines.progress() | self._functions.progress()
 
     @property

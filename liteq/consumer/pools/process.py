@@ -1,13 +1,11 @@
 """Process workers: the consumer's side. The child's side is `liteq.consumer.pools.worker`.
 
-Payloads pass through undecoded. A worker is given one job at a time, or, when its jobs are known to be tiny, several in
-one message: never more than about 2 ms of work, so that nothing waits behind a long job and everything else can still
-be given back. Its outcomes come one by one and in order, so the first job without one is what it was running when it
-died.
+The pool gives the jobs to its workers, settles what becomes of them, and fills the places of those that end. What one
+worker process is to it stands in `liteq.consumer.pools.child`, how one is started in `liteq.consumer.pools.starter`.
 
-A worker is seen to be dead through its sentinel (or the end of its socket); its job is settled as crashed, with the
-signal or exit code and what the worker has left behind, the jobs behind it go to others, and its slot is refilled. A
-job that has crashed is given to an idle worker, and nothing else to that one until it has ended.
+The job of a worker that dies is settled as crashed, with the signal or exit code and what the worker has left behind,
+the jobs behind it go to others, and its slot is refilled. A job that has crashed is given to an idle worker, and
+nothing else to that one until it has ended.
 
 A worker that has done its share, or has too much memory, rests while its successor starts, and leaves when that one is
 up. One rests at a time, so that at most one slot is empty; the others go on meanwhile, beyond their share if need be.
@@ -15,58 +13,31 @@ up. One rests at a time, so that at most one slot is empty; the others go on mea
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import select
-import signal
-import socket
-import sys
-import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
-from pathlib import Path
-from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
-from typing import Any
+from collections.abc import Iterable
+from selectors import BaseSelector
 
 from liteq import logs
 from liteq.clock import Clock
-from liteq.consumer.loading import split_path
 from liteq.consumer.log_setup import LogSetup
 from liteq.consumer.options import StartMethod
-from liteq.consumer.pools import preload, usage, worker
+from liteq.consumer.pools import usage
 from liteq.consumer.pools.base import GRACE, Pool, StackSource
-from liteq.consumer.pools.messages import Message, Unframer, frame, pack_job, unpack_outcome
-from liteq.consumer.pools.stack_line import StackAsker
+from liteq.consumer.pools.child import WorkerProcess
+from liteq.consumer.pools.messages import pack_job, unpack_outcome
+from liteq.consumer.pools.starter import Starter, default_start_method
 from liteq.engine import Ended
-from liteq.errors import ConfigurationError, TaskTimeout
-from liteq.execution import Runtime, is_retryable
+from liteq.errors import ConfigurationError
+from liteq.execution import Runtime
 from liteq.job import Death, Ending, Job, Outcome, Progress
 from liteq.storage import begun
 
-#: How much work a worker may be given at once, in seconds, and how many jobs: enough to last while the dispatcher
-#: commits (no-op jobs, 2 workers, durability full: 14,000 jobs a second with 32, 25,000 with 128, the same with 256).
-AT_ONCE, MOST_AT_ONCE = 0.002, 128
-#: A worker that is busy with one job for so long, in seconds, gives back those behind it.
-RECALL_AFTER = 0.02
-#: A worker that does not answer that for so long, in seconds, because its job holds the interpreter, is held still for
-#: a moment, and they are taken from it; so long is waited for it to be still.
-SEIZE_AFTER, STILL = 0.4, 0.02
 #: Seconds until a worker that did not come up is started again: doubled from the first to the last.
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
-#: Seconds a worker is given to leave by itself; one that has nothing more to say, and one whose end nobody asked for.
-LEAVE, DYING = 5.0, 0.2
+#: Seconds a worker is given to leave by itself.
+LEAVE = 5.0
 #: How often to look at the memory of a worker that runs a job, in seconds, and how many times too much is reported.
 WEIGH_EVERY, FAR_TOO_MUCH = 1.0, 2
-
-
-def default_start_method() -> StartMethod:
-    """forkserver on Linux (a fork from a clean process that knows the app: 7 ms), spawn elsewhere (200 ms, but
-    safe).
-    """
-    return "forkserver" if sys.platform == "linux" else "spawn"
 
 
 def numbers(size: int) -> int:
@@ -109,10 +80,10 @@ class ProcessPool(Pool):
         self.max_memory = max_memory
         self.clock: Clock = runtime.clock
         method = start_method or default_start_method()
-        self._starter = _Starter(runtime, app_path, method, liveness, log, max_memory)
+        self._starter = Starter(runtime, app_path, method, liveness, log, max_memory)
         self._backlog: deque[Job] = deque()
         self._ended: list[Ended] = []
-        self._progress: dict[int, Progress] = {}
+        self._progress: dict[tuple[int, int], Progress] = {}
         self._workers: list[WorkerProcess] = []
         self._spares: list[WorkerProcess] = []
         self._leaving: list[WorkerProcess] = []
@@ -188,8 +159,8 @@ class ProcessPool(Pool):
             match message:
                 case ("done", values):
                     self._end(one, unpack_outcome(values))
-                case ("progress", seq, *step):
-                    self._progress[seq] = Progress(*step)
+                case ("progress", seq, claim, *step):
+                    self._progress[seq, claim] = Progress(*step)
                 case ("back", seqs):
                     self._backlog.extendleft(reversed(one.give_back(set(seqs))))
                     if one.resting:
@@ -225,7 +196,7 @@ class ProcessPool(Pool):
         else:
             self._pace[task] = known + 0.1 * (duration - known)
 
-    def progress(self) -> dict[int, Progress]:
+    def progress(self) -> dict[tuple[int, int], Progress]:
         said, self._progress = self._progress, {}
         return said
 
@@ -499,448 +470,3 @@ def _death(used: usage.Usage | None, remains: begun.Remains | None) -> Death | N
     if used is None:
         return remains.death
     return Death(used.peak, max(0.0, used.cpu - remains.before), remains.death.log)
-
-
-class WorkerProcess:
-    """One worker process as its consumer sees it."""
-
-    def __init__(self, number: int, process: BaseProcess, channel: socket.socket, stack: StackAsker) -> None:
-        self.number = number
-        self.stack = stack
-        self.process = process
-        self.socket = channel
-        self.pid = process.pid or 0
-        self.sentinel = _sentinel(process)
-        self.jobs: deque[Job] = deque()
-        self.load = 0.0
-        self.ready = False
-        self.at_end = False
-        self.asked_to_leave = False
-        self.done = 0
-        self.share: int | None = None
-        self.heavy = False
-        self.resting = False
-        self.leave_by: float | None = None
-        self.end_by: float | None = None
-        self.weighed = 0.0
-        self.reported: int | None = None
-        self.busy_since = 0.0
-        self.kill_at: float | None = None
-        self.kill_as = Ending.CRASHED
-        self.recalled = False
-        self.recalled_at = 0.0
-        self.seized = False
-        self._to_stop: set[int] = set()
-        self._weights: deque[float] = deque()
-        self._unframer = Unframer()
-        self._unsent = bytearray()
-        self._selector: BaseSelector | None = None
-        channel.setblocking(False)
-
-    @property
-    def pidfd(self) -> int | None:
-        """A descriptor of the process itself, where the system has such a thing."""
-        return None if self.sentinel == self.process.sentinel else self.sentinel
-
-    # ── what it has to do ────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def takes_jobs(self) -> bool:
-        return self.ready and not (self.asked_to_leave or self.at_end or self.resting or self.seized)
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether it is to be replaced."""
-        return self.heavy or (self.share is not None and self.done + len(self.jobs) >= self.share)
-
-    def has_room(self, weight: float) -> bool:
-        """Whether a job of this length may be added: always to an idle worker, else only tiny ones to tiny ones."""
-        return not self.jobs or (self.load + weight <= AT_ONCE and len(self.jobs) < MOST_AT_ONCE)
-
-    def take(self, job: Job, weight: float, now: float) -> None:
-        if not self.jobs:
-            self._begin(now)
-        self.jobs.append(job)
-        self._weights.append(weight)
-        self.load += weight
-
-    def finish(self, outcome: Outcome, now: float) -> Job:
-        """The job whose outcome has come; the next one, if any, begins now."""
-        job = self.jobs.popleft()
-        self._weights.popleft()
-        self.load = sum(self._weights)
-        self.done += 1
-        self._to_stop.discard(job.seq)
-        self._begin(now)
-        return job
-
-    def _begin(self, now: float) -> None:
-        self.busy_since = now
-        self.kill_at = None
-        self.kill_as = Ending.CRASHED
-        self.recalled = False
-        if self.jobs and self.jobs[0].seq in self._to_stop:
-            self.interrupt(self.jobs[0].seq, now)
-
-    def recall_date(self) -> float | None:
-        """When to ask back what is behind its present job, or, if it does not answer, to take it; ``None``: there is
-        nothing.
-        """
-        if len(self.jobs) < 2 or self.seized:
-            return None
-        return self.recalled_at + SEIZE_AFTER if self.recalled else self.busy_since + RECALL_AFTER
-
-    def recall(self, now: float) -> None:
-        """Ask back what it has not begun."""
-        if len(self.jobs) > 1 and not self.recalled:
-            self.recalled = True
-            self.recalled_at = now
-            self.send(("recall",))
-
-    def give_back(self, seqs: set[int]) -> list[Job]:
-        """These jobs are not its own any more."""
-        kept = [(job, weight) for job, weight in zip(self.jobs, self._weights, strict=True) if job.seq not in seqs]
-        given_back = [job for job in self.jobs if job.seq in seqs]
-        self.jobs = deque(job for job, _ in kept)
-        self._weights = deque(weight for _, weight in kept)
-        self.load = sum(self._weights)
-        self.recalled = self.recalled and bool(self.jobs)  # it had not even begun the first: nothing holds it up
-        return given_back
-
-    def lose_all_behind(self, seq: int) -> list[Job]:
-        """It may run nothing behind the job that it has begun last; those before it have ended, and say so soon."""
-        self.seized = True
-        seqs = [job.seq for job in self.jobs]
-        while seqs and seqs[-1] != seq:
-            seqs.pop()
-        return self.give_back({job.seq for job in self.jobs} - set(seqs))
-
-    def last_outcome(self, job: Job, clock: Clock, how: str, death: Death | None) -> Outcome:
-        """What became of the job that the worker was running when it died."""
-        now = clock.now()
-        outcome = Outcome(
-            job.seq, job.claim, Ending.CRASHED, now - (clock.monotonic() - self.busy_since), now, death=death
-        )
-        match self.kill_as:
-            case Ending.TIMEOUT:
-                message = "the task ran longer than its timeout and did not stop; its worker process was killed"
-                return outcome._replace(ending=Ending.TIMEOUT, error_type="TaskTimeout", message=message, details=how)
-            case Ending.INTERRUPTED:
-                return outcome._replace(ending=Ending.INTERRUPTED)
-        message = f"its worker process died: {how}"
-        return outcome._replace(error_type="WorkerCrashed", message=message, details=how)
-
-    # ── the socket ───────────────────────────────────────────────────────────────────────────────────
-
-    def register(self, selector: BaseSelector) -> None:
-        self._selector = selector
-        selector.register(self.socket, EVENT_READ)
-        with contextlib.suppress(ValueError, OSError, KeyError):  # Windows: a handle that select does not take
-            selector.register(self.sentinel, EVENT_READ)
-
-    def send(self, message: Message) -> None:
-        """Send without ever waiting; what does not fit goes out when the worker has read some."""
-        self._unsent += frame(message)
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            while self._unsent:
-                sent = self.socket.send(self._unsent)
-                del self._unsent[:sent]
-        except BlockingIOError:
-            pass  # the selector tells when there is room
-        except OSError:
-            self._unsent.clear()  # it is dead, which reading will show
-        if self._selector is not None:
-            self._selector.modify(self.socket, EVENT_READ | EVENT_WRITE if self._unsent else EVENT_READ)
-
-    def receive(self) -> list[Message]:
-        """What it has said."""
-        if self._unsent:
-            self._flush()
-        messages: list[Message] = []
-        try:
-            while data := self.socket.recv(1 << 18):
-                messages += self._unframer.feed(data)
-                if len(data) < 1 << 16:
-                    break
-            else:
-                self.at_end = True
-        except BlockingIOError:
-            # A grandchild may hold the socket open: the sentinel knows better. What it said last is read then.
-            if not self.at_end and not self.lives():
-                self.at_end = True
-                messages += self.receive()
-        except OSError:
-            self.at_end = True
-        return messages
-
-    def lives(self) -> bool:
-        """Whether the process has not ended."""
-        if not hasattr(select, "poll"):
-            return self.process.is_alive()
-        poll = select.poll()
-        poll.register(self.sentinel, select.POLLIN)
-        return not poll.poll(0)
-
-    # ── its end ──────────────────────────────────────────────────────────────────────────────────────
-
-    def is_over(self, now: float) -> bool:
-        """Whether it can be buried, having hung up: it is dead, or has taken too long to die."""
-        if self.end_by is None:
-            if self._selector is not None:  # its socket shows nothing new any more, and would show it all the time
-                self._selector.unregister(self.socket)
-                self._selector = None
-            self.end_by = now + (GRACE if self.asked_to_leave or not self.ready else DYING)
-        return now >= self.end_by or not self.lives()
-
-    def leave(self, by: float) -> None:
-        """Ask it to end after what it was given; it is killed if it has not ``by`` then."""
-        self.asked_to_leave = True
-        self.leave_by = by
-        self.send(("stop",))
-
-    def stop(self, seq: int, now: float) -> None:
-        """End this one of its jobs: now, or as soon as it has begun it."""
-        self._to_stop.add(seq)
-        if self.jobs[0].seq == seq:
-            self.interrupt(seq, now)
-        else:
-            self.send(("interrupt", seq))  # it may have begun it already, and our news be old
-
-    def interrupt(self, seq: int, now: float) -> None:
-        """Ask the body to end; kill the worker if it does not."""
-        if self.kill_as is Ending.INTERRUPTED:
-            return
-        self.kill_as = Ending.INTERRUPTED
-        self.kill_at = now + GRACE
-        self.send(("interrupt", seq))
-
-    def kill(self) -> None:
-        """Kill it with what it has started, now."""
-        self._kill_group()
-        with contextlib.suppress(ProcessLookupError):  # it was faster
-            self.process.kill()
-
-    def _kill_group(self) -> None:
-        """Kill its grandchildren. Before it is reaped its pid, and so the group's number, cannot be somebody else's."""
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or it never became a group leader
-                os.killpg(self.pid, signal.SIGKILL)
-
-    def wait(self, timeout: float) -> None:
-        """Wait for it to end by itself; kill it if it does not."""
-        self.process.join(timeout)
-        if self.process.is_alive():
-            self.kill()
-
-    def bury(self, selector: BaseSelector | None) -> tuple[str, usage.Usage | None]:
-        """Reap it and let go of its descriptors; says how it ended, and what it had used, where that is known."""
-        if selector is not None:
-            for one in (self.socket, self.sentinel):
-                with contextlib.suppress(KeyError, ValueError):  # was not registered
-                    selector.unregister(one)
-        self._selector = None
-        self.socket.close()
-        self.stack.close()
-        if self.lives():  # it has closed its socket and lives on: it will hear nothing any more
-            self.process.kill()
-        self._kill_group()
-        used = self._reap()
-        code = self.process.exitcode
-        if self.sentinel != self.process.sentinel:
-            os.close(self.sentinel)
-        self.process.close()
-        return _how(code), used
-
-    def _reap(self) -> usage.Usage | None:
-        """Wait for the end of the process, which is near, by the one call that also tells what it has used.
-
-        Then multiprocessing finds no child any more, and is told the exit code. A fork server's children are not ours:
-        it adds to their exit codes what they have used, if it is our own (see `preload`).
-        """
-        popen: Any = getattr(self.process, "_popen", None)
-        used = None
-        if hasattr(os, "wait4") and getattr(popen, "method", "") in ("fork", "spawn") and popen.returncode is None:
-            with contextlib.suppress(ChildProcessError):  # reaped already, by somebody who waits for any child
-                _, status, rusage = os.wait4(self.pid, 0)
-                popen.returncode = os.waitstatus_to_exitcode(status)
-                used = usage.of_rusage(rusage)
-        self.process.join()
-        return preload.read_usage(self.process.sentinel) if getattr(popen, "method", "") == "forkserver" else used
-
-
-def _sentinel(process: BaseProcess) -> int:
-    """What becomes readable at its death: multiprocessing's own is a pipe, which a process forked by a task holds
-    open.
-    """
-    if hasattr(os, "pidfd_open"):
-        with contextlib.suppress(OSError):  # an old kernel, or a sandbox
-            return os.pidfd_open(process.pid or 0)
-    return process.sentinel
-
-
-def _how(code: int | None) -> str:
-    if code is None:
-        return "ended in an unknown way"
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"
-
-
-@contextlib.contextmanager
-def _held_still(pid: int) -> Iterator[bool]:
-    """Keep the main thread of a worker from going on for the length of the block, if this system tells that it does."""
-    if not Path(f"/proc/{pid}/stat").exists():
-        yield False
-        return
-    by_us = not _is_stopped(pid)  # somebody else's stop is not ended here
-    if by_us:
-        _signal(pid, signal.SIGSTOP)
-    try:
-        for _ in range(20):
-            if _is_stopped(pid):
-                break
-            select.select([], [], [], STILL / 20)
-        yield _is_stopped(pid)
-    finally:
-        if by_us:
-            _signal(pid, signal.SIGCONT)
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended
-        os.kill(pid, number)
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] in (b"T", b"t")
-    except FileNotFoundError:
-        return False
-
-
-#: Held while the environment is changed: two consumers of one program would restore each other's changes.
-_environment = threading.Lock()
-
-
-class _Starter:
-    """Starts worker processes by one of multiprocessing's methods."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        app_path: str | None,
-        method: StartMethod,
-        liveness: int | None,
-        log: LogSetup | None,
-        max_memory: int | None,
-    ) -> None:
-        self._runtime = runtime
-        self._method = method
-        self._liveness = liveness
-        self._max_memory = max_memory
-        self._log = log
-        self._app_path = app_path or ""
-        self._context: BaseContext = multiprocessing.get_context(method)
-        if not app_path and method != "fork":
-            raise ConfigurationError(
-                f"worker processes started by {method!r} must import the app: make it a variable of a module, "
-                "or name it with app_path='module:name'"
-            )
-
-    def timeout(self, job: Job) -> float | None:
-        """The job's timeout in seconds, if it has one."""
-        definition = self._runtime.tasks.get(job.task)
-        return None if definition is None else definition.for_job(job).timeout
-
-    def retries_timeouts(self, job: Job) -> bool:
-        """Whether a timeout is an error that the job's task retries."""
-        definition = self._runtime.tasks.get(job.task)
-        return definition is None or is_retryable(TaskTimeout(), definition.for_job(job))
-
-    def remains(self, number: int) -> begun.Remains | None:
-        """What this worker has left behind."""
-        return None if self._liveness is None else begun.read_worker(self._liveness, number)
-
-    def take_back(self, one: WorkerProcess) -> int | None:
-        """Hold a worker still, and tell it to run nothing but what it has begun last; returns which job that is, or
-        ``None`` where that is not possible.
-        """
-        if self._liveness is None or not begun.CAN_RECORD:
-            return None
-        with _held_still(one.pid) as is_still:
-            return begun.take_back(self._liveness, one.number) if is_still else None
-
-    def prepare(self) -> None:
-        """Start the fork server with the app's module in it, if it does not run (any more)."""
-        if self._method != "forkserver":
-            return
-        from multiprocessing import forkserver
-
-        module, _ = split_path(self._app_path)
-        self._context.set_forkserver_preload([preload.__name__])
-        # The server starts with a bare interpreter's path, and ignores what it cannot import.
-        path = os.pathsep.join(one or os.getcwd() for one in sys.path)  # noqa: PTH109
-        extra = {"PYTHONPATH": path, preload.VARIABLE: "" if module == "__main__" else module}
-        with _environment:
-            before = {name: os.environ.get(name) for name in extra}
-            os.environ.update(extra)
-            try:
-                forkserver.ensure_running()
-            finally:
-                for name, value in before.items():
-                    if value is None:
-                        del os.environ[name]
-                    else:
-                        os.environ[name] = value
-
-    def start(self, number: int, siblings: list[int]) -> WorkerProcess:
-        ours, theirs = socket.socketpair()
-        asker, teller = socket.socketpair()
-        forked = self._method == "fork"
-        closed = (*siblings, ours.fileno(), asker.fileno()) if forked else ()
-        path = [one or os.getcwd() for one in sys.path]  # noqa: PTH109
-        setup = worker.WorkerSetup(number, self._app_path, path, self._log, closed, self._max_memory)
-        runtime = self._runtime if forked else None
-        lent = None if self._liveness is None else os.dup(self._liveness)
-        try:
-            process = self._context.Process(  # type: ignore[attr-defined]
-                target=worker.main, args=(setup, theirs, _Lent(lent, forked), runtime, teller), name="liteq-worker"
-            )
-            process.start()
-        except BaseException:
-            ours.close()
-            asker.close()
-            raise
-        finally:
-            theirs.close()
-            teller.close()
-            if lent is not None:
-                os.close(lent)
-        return WorkerProcess(number, process, ours, StackAsker(asker))
-
-
-class _Lent:
-    """The consumer's lock on its way to a worker: a fork inherits the descriptor, other methods pass it on."""
-
-    def __init__(self, descriptor: int | None, forked: bool) -> None:
-        self._descriptor = descriptor
-        self._passed: Any = None
-        self._forked = forked
-
-    def __getstate__(self) -> dict[str, Any]:
-        passed = None
-        if self._descriptor is not None and sys.platform != "win32":
-            from multiprocessing import reduction
-
-            passed = reduction.DupFd(self._descriptor)  # only valid while a process is being started
-        return {"_descriptor": None, "_passed": passed, "_forked": False}
-
-    def detach(self) -> int | None:
-        """The descriptor in this process."""
-        return self._descriptor if self._passed is None else int(self._passed.detach())

@@ -1,13 +1,14 @@
 """Thread workers: one shared queue, N threads, deadlines by an exception put into the thread.
 
 Such an exception arrives within 0.1 ms in Python code, but not before a blocking call returns and never in C code that
-does not come back. A thread that is still there after the grace is given up: its job is settled, its slot gets a new
-thread, and what it may yet do is ignored. Python cannot kill a thread, so it lives on until its call returns.
+does not come back. Inside a call of liteq's storage it waits until that has ended: see `liteq.storage.shelter`.
+
+A thread that is still there after the grace is given up: its job is settled, its slot gets a new thread, and what it
+may yet do is ignored. Python cannot kill a thread, so it lives on until its call returns.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections import deque
@@ -22,6 +23,7 @@ from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, close_loop, execute
 from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage import begun
+from liteq.storage.shelter import Shelter
 
 
 class ThreadPool(Pool):
@@ -51,7 +53,7 @@ class ThreadPool(Pool):
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._wake = wake
         self.ended: deque[Ended] = deque()
-        self._progress: dict[int, Progress] = {}
+        self._progress: dict[tuple[int, int], Progress] = {}
         self._slots: list[ThreadSlot] = []
         self._held = 0
         self._stuck = 0
@@ -79,7 +81,7 @@ class ThreadPool(Pool):
         self._held -= len(ended)
         return ended
 
-    def progress(self) -> dict[int, Progress]:
+    def progress(self) -> dict[tuple[int, int], Progress]:
         if not self._progress:
             return {}
         said, self._progress = self._progress, {}
@@ -182,9 +184,9 @@ class ThreadPool(Pool):
 
     # ── called by the worker threads ─────────────────────────────────────────────────────────────────
 
-    def say(self, seq: int, progress: Progress) -> None:
+    def say(self, job: Job, progress: Progress) -> None:
         """A job says how far it is."""
-        self._progress[seq] = progress
+        self._progress[job.seq, job.claim] = progress
         self.nudge()
 
     def nudge(self) -> None:
@@ -213,6 +215,7 @@ class ThreadSlot:
         self._injected: type[BaseException] | None = None
         self._cancel_coroutine: Callable[[], object] | None = None
         self._abandoned = False
+        self._shelter = Shelter()
         self._thread = threading.Thread(target=self._work, name="liteq-worker", daemon=True)
         self._thread.start()
 
@@ -223,6 +226,7 @@ class ThreadSlot:
         pool, ended = self._pool, self._pool.ended
         record = None if pool.recorder is None else pool.recorder.of(self.number)
         left = pool.max_tasks or -1
+        self._shelter.move_in()
         try:
             while left and (job := pool.jobs.get()) is not None:
                 left -= 1
@@ -276,7 +280,7 @@ class ThreadSlot:
             self._body_runs = False
             self._cancel_coroutine = None
             if self._injected is not None:  # it may not have arrived yet, and must not arrive later
-                _inject(self._thread, None)
+                self._shelter.take_back()
 
     def on_cancel(self, cancel: Callable[[], object]) -> None:
         self._cancel_coroutine = cancel
@@ -284,7 +288,7 @@ class ThreadSlot:
     # ── Channel, called in this thread by the task ───────────────────────────────────────────────────
 
     def progress(self, job: Job, progress: Progress) -> None:
-        self._pool.say(job.seq, progress)
+        self._pool.say(job, progress)
 
     def is_cancelled(self, job: Job) -> bool:
         return self.cancelled
@@ -298,7 +302,7 @@ class ThreadSlot:
             if self._body_runs:
                 self.give_up_at = give_up_at
                 self._injected = TaskTimeout
-                _inject(self._thread, TaskTimeout)
+                self._shelter.throw(TaskTimeout)
 
     def interrupt(self, give_up_at: float) -> None:
         """End the body as interrupted."""
@@ -311,7 +315,7 @@ class ThreadSlot:
                 self._cancel_coroutine()
             elif self._body_runs:
                 self._injected = Interrupted
-                _inject(self._thread, Interrupted)
+                self._shelter.throw(Interrupted)
 
     def stack_of(self, seq: int) -> str | None:
         """What the thread is doing for this job; ``None``: it has ended it. Called on any thread."""
@@ -340,9 +344,3 @@ class ThreadSlot:
             return job, outcome._replace(
                 ending=Ending.TIMEOUT, retryable=False, error_type="TaskTimeout", message=message
             )
-
-
-def _inject(thread: threading.Thread, error: type[BaseException] | None) -> None:
-    """Have ``error`` raised in a thread at its next bytecode; ``None`` takes back one that has not been raised yet."""
-    argument = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), argument)

@@ -31,6 +31,7 @@ from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, close_loop, execute
 from liteq.job import Ending, Job, JobState, Outcome, Progress
 from liteq.storage import begun
+from liteq.storage.shelter import Shelter
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 #: Seconds; systems refuse timers of centuries. A job with a longer timeout is killed at it without being asked first.
@@ -241,7 +242,7 @@ class _Worker:
 
     def progress(self, job: Job, progress: Progress) -> None:
         with self._alarm.held_off():  # half a message would be the end of the conversation
-            self._send(("progress", job.seq, *progress))
+            self._send(("progress", job.seq, job.claim, *progress))
 
     def is_cancelled(self, job: Job) -> bool:
         return job.seq in self._cancelled
@@ -324,7 +325,9 @@ class _Alarm:
         self._by_signal = hasattr(signal, "setitimer") and _signals_are_heard()
         self._timer: threading.Timer | None = None
         self._armed = False
+        self._shelter = Shelter()
         if self._by_signal:
+            self._shelter.move_in()
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.signal(signal.SIGUSR2, self._on_interrupt)
 
@@ -390,7 +393,7 @@ class _Alarm:
         if self._holding_off:
             self._held_off = error
         elif self._body_runs:
-            raise error
+            self._shelter.strike(error)
 
     def _inject(self, error: type[BaseException] | None) -> None:
         import ctypes

@@ -18,11 +18,12 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
+A = TypeVar("A")
 T = TypeVar("T")
 
 
 class Shelter:
-    """One thread's. `move_in` is called in that thread, `throw` and `take_back` in any, but not by two at once."""
+    """One thread's. `throw` is called in another, the rest in that thread; never `throw` and `take_back` at once."""
 
     __slots__ = ("_door", "_inside", "_late", "_thread")
 
@@ -37,20 +38,30 @@ class Shelter:
         self._thread = threading.get_ident()
         here.shelter = self
 
-    def call(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+    def call(self, function: Callable[[A], T], argument: A) -> T:
         """Call a function written in Python behind the door; called in the thread."""
         if self._inside:
-            return function(*args, **kwargs)
+            return function(argument)
         try:
             with self._door:
                 self._inside = True
                 try:
-                    return function(*args, **kwargs)
+                    return function(argument)
                 finally:
                     self._inside = False
         finally:
             if self._late and (late := self._taken()) is not None:
                 raise late
+
+    def strike(self, error: type[BaseException]) -> None:
+        """Raise ``error`` now, or as the thread comes out: what a signal handler calls, in the thread itself.
+
+        Not in a program in which others `throw`.
+        """
+        if self._door.locked():
+            self._late.append(error)
+        else:
+            raise error
 
     def throw(self, error: type[BaseException]) -> None:
         """Have ``error`` raised in the thread: at its next step, or as it comes out."""
@@ -63,9 +74,12 @@ class Shelter:
                 self._door.release()
 
     def take_back(self) -> None:
-        """What was thrown and has not been raised yet never will be."""
+        """What was thrown before is raised now, if it has not been, or never will be.
+
+        Now: as this function begins. Asking CPython to take an exception back instead would make it look for one at
+        every step from then on, in all threads; 3.11 then hangs where a program is traced.
+        """
         self._late.clear()
-        _set_exception(self._thread, None)
 
     def _taken(self) -> type[BaseException] | None:
         """What was thrown, to be raised by whoever gets it from here, and nobody else."""
@@ -83,21 +97,25 @@ class _Here(threading.local):
 here = _Here()
 
 
+def in_shelter(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function so that nothing that is thrown into this thread strikes inside. It should not take long."""
+    shelter = here.shelter
+    if shelter is None:
+        return function(*args, **kwargs)
+    return shelter.call(lambda _: function(*args, **kwargs), None)
+
+
 def sheltered(function: Callable[P, T]) -> Callable[P, T]:
-    """Nothing that is thrown into a thread strikes inside this function. It should not take long."""
+    """`in_shelter`, as a decorator."""
 
     @wraps(function)
-    def in_shelter(*args: P.args, **kwargs: P.kwargs) -> T:
-        shelter = here.shelter
-        if shelter is None:
-            return function(*args, **kwargs)
-        return shelter.call(function, *args, **kwargs)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return in_shelter(function, *args, **kwargs)
 
-    return in_shelter
+    return call
 
 
-def _set_exception(thread: int, error: type[BaseException] | None) -> None:
+def _set_exception(thread: int, error: type[BaseException]) -> None:
     import ctypes
 
-    argument = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), argument)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
