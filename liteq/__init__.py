@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WouldDeadlock,
     )
+    from liteq.findings import Finding, Verdict
     from liteq.job import Attempt, Job, JobState, Progress
     from liteq.result import Result, ResultGroup
     from liteq.schedule import Schedule
@@ -70,6 +71,7 @@ __all__ = [
     "DuplicateSchedule",
     "DuplicateTask",
     "Fail",
+    "Finding",
     "JSONSerializer",
     "Job",
     "JobNotFound",
@@ -111,6 +113,7 @@ __all__ = [
     "Trigger",
     "TriggerError",
     "UnknownTask",
+    "Verdict",
     "WouldDeadlock",
     "__version__",
     "at",
@@ -123,6 +126,7 @@ __all__ = [
 _ROOMS = {
     "app": ("LiteQ",),
     "context": ("TaskContext",),
+    "findings": ("Finding", "Verdict"),
     "job": ("Attempt", "Job", "JobState", "Progress"),
     "result": ("Result", "ResultGroup"),
     "schedule": ("Schedule",),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from liteq.arguments import Where
     from liteq.batches import Block
     from liteq.consumer import Consumer, LogSetup
+    from liteq.findings import Finding
     from liteq.limits import Limits, LockState
     from liteq.schedule import CatchUp, Overlap
     from liteq.schedules import Schedules
@@ -600,6 +601,50 @@ class LiteQ:
             )
         before = None if older_than is None else self._clock.now() - seconds(older_than, "older_than")
         return self.engine.remove_all(JobFilter(states or FINISHED, queue, finished_before=before))
+
+    def backup(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Copy the queue to a new file of its own, while producers and consumers go on; return where it is.
+
+        The copy is of one instant and appears whole, or not at all. It is opened like any other queue; jobs that were
+        running then are run again by the first consumer of the copy.
+
+        Args:
+            path: of the new file; a relative one is read from the current directory.
+            overwrite: replace a file that is there already.
+
+        Raises:
+            StorageError: there is no copy: the path cannot be written, or exists; or the queue is in memory.
+        """
+        from pathlib import Path
+
+        _check_flag(overwrite, "overwrite")
+        target = Path(path).absolute()
+        self.storage.backup(target, overwrite=overwrite)
+        return target
+
+    def examine(self, *, thorough: bool = True) -> list[Finding]:
+        """What is wrong, or worth knowing, about the queue and the place where it is kept; changes nothing.
+
+        Args:
+            thorough: also read the whole file, which takes about a second for each 100 MB.
+
+        Returns:
+            One Finding for each question. What cannot be read is one too, so this raises no StorageError.
+        """
+        from liteq.checkup import examine
+
+        _check_flag(thorough, "thorough")
+        return examine(self.engine, thorough=thorough)
+
+    def oldest_ready(self) -> float | None:
+        """For how many seconds the oldest ready job has been waiting; ``None`` where none is ready.
+
+        Looked for among the first thousand of each queue that is not paused. Jobs that were put back by hand do not
+        count: when that was is not stored, and they would look as old as their first enqueue.
+        """
+        from liteq.checkup import oldest_ready
+
+        return oldest_ready(self.engine)
 
     # ── locks and limits ─────────────────────────────────────────────────────────────────────────────
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from liteq import LiteQError, __version__
 from liteq.cli.commands import (
     Commands,
+    backup,
     change,
     demo,
+    doctor,
     health,
     info,
     install,
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"liteq {__version__}", help="show the version and exit"
     )
     commands = Commands(program.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    for room in (info, look, stack, change, queues, locks, health, demo, torture, schedules, install):
+    for room in (info, look, stack, change, queues, locks, health, demo, torture, schedules, install, backup, doctor):
         room.declare(commands)
     return program
 

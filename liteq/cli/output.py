@@ -23,6 +23,8 @@ PAINT = {
     "failed": "red",
     "dead": "red",
     "FAIL": "red",
+    "wrong": "red",
+    "warning": "yellow",
     "paused": "yellow",
     "orphaned": "yellow",
     "blocked": "yellow",
@@ -122,3 +124,11 @@ def as_json_line(values: Mapping[str, Any]) -> str:
 def shortened(text: str, width: int) -> str:
     """At most ``width`` characters."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def in_bytes(size: int) -> str:
+    """A size for people: ``"3.2 MB"``."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**power:
+            return f"{size / 10**power:.1f} {unit}"
+    return f"{size} B"

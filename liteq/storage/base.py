@@ -8,7 +8,7 @@ becomes of a job is decided in `liteq.lifecycle` and arrives here as Transitions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from liteq.errors import StorageError
@@ -17,6 +17,9 @@ from liteq.job import Death, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import Success, Transition
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from liteq.findings import Finding
     from liteq.schedule import Schedule
     from liteq.storage.gates import Gates
     from liteq.storage.watch import Watch
@@ -351,6 +354,32 @@ class Storage(ABC):
         path.
         """
         return
+
+    def backup(self, target: Path, *, overwrite: bool = False) -> None:
+        """Write a copy of everything to a new file, while it is in use.
+
+        Args:
+            target: where; absolute.
+            overwrite: replace a file that is there already.
+
+        Raises:
+            StorageError: this storage cannot be copied, or the file cannot be written; there is no new file then, and
+                an old one is as it was.
+
+        Atomic: the copy is of one instant, and it appears whole.
+        """
+        raise StorageError(f"{self.location} cannot be backed up: it is not a file")
+
+    def examine(self, *, thorough: bool = True) -> Iterator[Finding]:
+        """Look for what may be wrong with where and how the jobs are kept; changes nothing.
+
+        Args:
+            thorough: also read everything, which takes about a second for each 100 MB.
+
+        Raises:
+            StorageError: on the way, where the answers come to what cannot be read.
+        """
+        return iter(())
 
     def schema_version(self) -> int | None:
         """Which version of its tables the storage has; ``None`` where there is no such thing."""

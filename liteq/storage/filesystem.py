@@ -96,12 +96,17 @@ def network_filesystem(path: Path) -> str | None:
         The name that Linux gives it, such as ``"nfs4"``; ``None`` on a local filesystem, and where there is no
         ``/proc/self/mountinfo`` to tell: on macOS, the BSDs and Windows, which are not examined.
     """
+    kind = filesystem(path)
+    return kind if kind in NETWORK_FILESYSTEMS else None
+
+
+def filesystem(path: Path) -> str | None:
+    """The type of the filesystem that ``path`` is on, local or not; ``None`` where nothing tells."""
     try:
         text = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:  # no Linux, or no /proc in this container
         return None
-    kind = filesystem_of(os.path.realpath(path), parse_mounts(text))
-    return kind if kind in NETWORK_FILESYSTEMS else None
+    return filesystem_of(os.path.realpath(path), parse_mounts(text))
 
 
 def parse_mounts(text: str) -> list[Mount]:

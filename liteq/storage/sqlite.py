@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from random import getrandbits
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from liteq.storage.locks import Election, Slot, is_dead
 from liteq.storage.sqlite_connection import Connections, Durability
 
 if TYPE_CHECKING:
+    from liteq.findings import Finding
     from liteq.storage.watch import Watch  # a program that only enqueues never loads it, nor sockets and selectors
 
 #: Pages given back to the file system in one go (2 MiB), and how many free ones are left for the next jobs.
@@ -261,6 +262,18 @@ class SqliteStorage(Storage):
         free = self._connections.read(lambda connection: connection.execute("PRAGMA freelist_count").fetchone()[0])
         if free > SPARE_PAGES + VACUUM_PAGES:
             self._connections.write(_give_pages_back)
+
+    def backup(self, target: Path, *, overwrite: bool = False) -> None:
+        from liteq.storage.sqlite_backup import backup
+
+        backup(self._connections, target, overwrite=overwrite)
+
+    def examine(self, *, thorough: bool = True) -> Iterator[Finding]:
+        from liteq.storage import sqlite_checkup as checkup
+
+        slots = self._slots_directory
+        yield from checkup.of_path(self.path, slots.parent)
+        yield from self._connections.read(lambda connection: list(checkup.of_content(connection, slots, thorough)))
 
     def schema_version(self) -> int | None:
         return self._connections.read(schema.version)

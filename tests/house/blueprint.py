@@ -26,7 +26,7 @@ VALUES, STORAGE, APP, CONSUMER, EDGE, FRONT_DOOR = range(6)
 FLOORS: Mapping[int, frozenset[str]] = {
     VALUES: frozenset(
         {"_version", "errors", "clock", "instants", "serializers", "triggers", "retry", "job", "lifecycle", "gates"}
-        | {"schedule"}
+        | {"schedule", "findings"}
     ),
     STORAGE: frozenset({"storage"}),
     APP: frozenset(
@@ -50,6 +50,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "waiting",
             "deadlock",
             "asking",
+            "checkup",
             "whereabouts",
             "app",
         }

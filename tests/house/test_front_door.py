@@ -56,6 +56,9 @@ PUBLIC = frozenset(
         "PickleSerializer",
         "SignedSerializer",
         "CompressedSerializer",
+        # what an examination finds
+        "Finding",
+        "Verdict",
         # errors
         "LiteQError",
         "LockReentered",

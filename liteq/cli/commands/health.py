@@ -13,9 +13,6 @@ from liteq.cli.endings import DONE, FAILED
 from liteq.cli.output import Output
 from liteq.cli.times import span
 
-#: The ready jobs of each queue that are looked at for the one that has waited longest: the first ones enqueued.
-LOOKED_AT = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -84,22 +81,12 @@ def _dead_consumers(app: LiteQ) -> Check:
 
 def _oldest_ready(app: LiteQ, limit: float | None) -> Check:
     """Jobs of paused queues wait on purpose."""
-    age = max((_oldest_in(app, queue) for queue in set(app.queues()) - set(app.paused())), default=None)
+    age = app.oldest_ready()
     ok = age is None or limit is None or age <= limit
     detail = "no job is waiting" if age is None else f"the oldest ready job has waited for {span(age)}"
     return Check(
         "oldest_ready", ok, detail if ok or limit is None else f"{detail}, more than {span(limit)}", age, limit
     )
-
-
-def _oldest_in(app: LiteQ, queue: str) -> float:
-    """For how many seconds a job of this queue has been ready.
-
-    When a job was put back by hand is not stored, so those do not count: they would look as old as their first enqueue.
-    """
-    now = app.engine.clock.now()
-    jobs = app.jobs("ready", queue, limit=LOOKED_AT)
-    return max((now - max(job.created, job.due or 0.0) for job in jobs if not job.base), default=0.0)
 
 
 def _failed(number: int, limit: int | None) -> Check:

@@ -12,7 +12,7 @@ from liteq import JobState, LiteQ, __version__
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE
 from liteq.cli.escaping import escaped
-from liteq.cli.output import Output
+from liteq.cli.output import Output, in_bytes
 from liteq.cli.times import age, iso, local
 
 
@@ -82,7 +82,7 @@ def size_of(path: str) -> int:
 
 def _show_file(seen: Mapping[str, Any], output: Output) -> None:
     output.line(f"file      {escaped(seen['location'])}")
-    output.line(f"size      {_bytes(seen['size'])}, and {_bytes(seen['wal_size'])} in its WAL")
+    output.line(f"size      {in_bytes(seen['size'])}, and {in_bytes(seen['wal_size'])} in its WAL")
     if seen["schema"] is not None:
         output.line(f"schema    {seen['schema']}")
     if seen["next_due_at"] is not None:
@@ -106,10 +106,3 @@ def _show_consumers(consumers: list[dict[str, Any]], now: float, output: Output)
         for one in consumers
     ]
     output.table(("CONSUMER", "PID", "HOST", "WORKERS", "QUEUES", "STARTED", "APP"), rows, right=(1,))
-
-
-def _bytes(size: int) -> str:
-    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
-        if size >= 10**power:
-            return f"{size / 10**power:.1f} {unit}"
-    return f"{size} B"
