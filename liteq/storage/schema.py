@@ -137,8 +137,91 @@ CREATE INDEX liteq_place_owner ON liteq_place (owner) WHERE owner IS NOT NULL;
 CREATE INDEX liteq_place_woken ON liteq_place (gate, woken) WHERE woken IS NOT NULL;
 """
 
+
+def _seconds(time: str) -> str:
+    """Seconds since 1970 of what SQLite reads as a time, to the millisecond, which is as exact as it is."""
+    return f"round((julianday({time}) - 2440587.5) * 86400.0, 3)"
+
+
+def _instant(column: str) -> str:
+    """A number is seconds since 1970, a text what SQLite reads as a time; NULL where it can read none."""
+    return f"CASE typeof({column}) WHEN 'text' THEN {_seconds(column)} ELSE {column} END"
+
+
+#: A number that can be a time: not infinite, and not beyond the last year that a datetime has.
+_IS_TIME = "BETWEEN -62135596800 AND 253402300799"
+_NUMBER = "IN ('integer', 'real')"
+_HEX = "[0-9a-f]"
+
+
+def _is_json(column: str, kind: str) -> str:
+    is_kind = f"CASE json_valid({column}) WHEN 1 THEN json_type({column}) = '{kind}' ELSE 0 END"
+    return f"({column} IS NULL OR CASE typeof({column}) WHEN 'text' THEN {is_kind} ELSE 0 END)"
+
+
+def _is_name(column: str) -> str:
+    return f"(typeof({column}) = 'text' AND length({column}) BETWEEN 1 AND 255 AND NOT instr({column}, char(0)))"
+
+
+def _refusals(rules: dict[str, str]) -> str:
+    """Statements that end an INSERT whose row breaks a rule; what is unknown (NULL) breaks it too."""
+    return "\n    ".join(
+        f"SELECT RAISE(ABORT, 'liteq_enqueue: {words}') WHERE NOT ifnull({rule}, 0);" for words, rule in rules.items()
+    )
+
+
+# Enqueue by SQL alone: `INSERT INTO liteq_enqueue (task, args) VALUES (…)`, from any language, the shell, or a trigger
+# of the app's own. The payload is what JSONSerializer writes for a call. See docs/transactions.md.
+_SQL_ENQUEUE = f"""
+CREATE VIEW liteq_enqueue AS SELECT
+    NULL AS task, NULL AS args, NULL AS kwargs, NULL AS queue, NULL AS priority, NULL AS delay, NULL AS run_at,
+    NULL AS expires, NULL AS id
+WHERE 0;
+
+CREATE TRIGGER liteq_enqueue_insert INSTEAD OF INSERT ON liteq_enqueue BEGIN
+    {
+    _refusals(
+        {
+            "task must be the name of a task, a text of 1 to 255 characters": _is_name("new.task"),
+            'args must be a text that holds a JSON array, such as ["a@b.c"]': _is_json("new.args", "array"),
+            "kwargs must be a text that holds a JSON object": _is_json("new.kwargs", "object"),
+            "queue must be a text of 1 to 255 characters": f"new.queue IS NULL OR {_is_name('new.queue')}",
+            "priority must be an integer": "typeof(new.priority) IN ('integer', 'null')",
+            "delay or run_at, not both": "new.delay IS NULL OR new.run_at IS NULL",
+            "delay must be a number of seconds, 0 or more": (
+                f"new.delay IS NULL OR (typeof(new.delay) {_NUMBER} AND new.delay BETWEEN 0 AND 200000000000)"
+            ),
+            "run_at must be seconds since 1970 or a time such as 2030-01-31 12:00:00": (
+                f"new.run_at IS NULL OR (typeof(new.run_at) <> 'blob' AND {_instant('new.run_at')} {_IS_TIME})"
+            ),
+            "expires must be a number of seconds from now, or a time such as 2030-01-31 12:00:00": (
+                f"CASE WHEN typeof(new.expires) {_NUMBER} THEN new.expires BETWEEN 0 AND 200000000000 "
+                f"WHEN typeof(new.expires) = 'text' THEN {_instant('new.expires')} {_IS_TIME} "
+                "ELSE new.expires IS NULL END"
+            ),
+            "id must be a text of 1 to 255 characters": f"new.id IS NULL OR {_is_name('new.id')}",
+            "id looks like one that liteq has generated (12-0123456789)": (
+                f"new.id IS NULL OR new.id NOT GLOB '[1-9]*-{_HEX * 10}' "
+                "OR rtrim(substr(new.id, 1, length(new.id) - 11), '0123456789') <> ''"
+            ),
+            "the database must be encoded as UTF-8": "length(CAST('a' AS BLOB)) = 1",
+        }
+    )
+}
+    INSERT INTO liteq_job (rnd, cid, task, queue, priority, payload, created, due, expires)
+    SELECT
+        random() & 1099511627775, new.id, new.task, ifnull(new.queue, 'default'), ifnull(new.priority, 0),
+        CAST('[' || json(ifnull(new.args, '[]')) || ',' || json(ifnull(new.kwargs, '{{}}')) || ']' AS BLOB),
+        now,
+        ifnull(now + new.delay, {_instant("new.run_at")}),
+        max(now, CASE typeof(new.expires) WHEN 'text' THEN {_instant("new.expires")} ELSE now + new.expires END)
+    FROM (SELECT {_seconds("'now'")} AS now)
+    WHERE new.id IS NULL OR NOT EXISTS (SELECT 1 FROM liteq_job WHERE cid = new.id);
+END;
+"""
+
 #: The n-th script takes a file from version n to n + 1.
-MIGRATIONS = (_VERSION_1, _VERSION_2)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE)
 CURRENT = len(MIGRATIONS)
 
 
