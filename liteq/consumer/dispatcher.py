@@ -23,7 +23,7 @@ from liteq.consumer.prefetch import GIVE_BACK_AFTER, Prefetch
 from liteq.consumer.scheduler import Scheduler
 from liteq.consumer.stacks import Stacks
 from liteq.engine import Ended, Engine, Refused
-from liteq.errors import StorageBusy, StorageError
+from liteq.errors import StorageBusy, StorageError, StorageTooNew
 from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage.base import ClaimRequest, Unregistered
 from liteq.storage.watch import Change, Waker, Watch
@@ -94,7 +94,7 @@ class Dispatcher:
         # When the pool, and the scheduler, want to be called again.
         self._supervised: float | None = None
         self._duty_at = 0.0
-        self._dismissal: Unregistered | None = None
+        self._dismissal: Unregistered | StorageTooNew | None = None
         self._wrote = threading.Event()
         self._stacks = Stacks(engine, pool, owner)
         self._stacks_asked = False
@@ -124,7 +124,7 @@ class Dispatcher:
         given back, and the pool is stopped.
 
         Raises:
-            Unregistered: it had to end because its registration is gone.
+            Unregistered, StorageTooNew: it had to end because it may not claim any more.
         """
         with DefaultSelector() as selector, self._engine.storage.watch() as watch:
             selector.register(self._waker, EVENT_READ)
@@ -187,7 +187,7 @@ class Dispatcher:
             self._round(now)
             self._duty_at = now + LONGEST_WAIT if self._stop_asked else self._scheduler.run(now)
             self._look = self._look or self._scheduler.made_ready
-        except Unregistered as error:
+        except (Unregistered, StorageTooNew) as error:
             self._dismissed(error)
         except StorageError as error:
             self._failed(error, now)
@@ -196,10 +196,13 @@ class Dispatcher:
                 logs.say(logs.WARNING, "the storage works again")
             self._retry_at, self._retry_wait = None, FIRST_RETRY
 
-    def _dismissed(self, error: Unregistered) -> None:
-        """The file was replaced, or somebody took us for dead: end, so that whoever runs us starts us anew."""
+    def _dismissed(self, error: Unregistered | StorageTooNew) -> None:
+        """The file was replaced, a newer liteq has changed it, or somebody took us for dead: settle what runs and end,
+        so that whoever runs us starts us anew."""
         if self._dismissal is None:
-            message = "this consumer's registration is gone; it stops, and has to be started again"
+            gone = isinstance(error, Unregistered)
+            what = "registration is gone" if gone else "version of liteq is older than the file's by now"
+            message = f"this consumer's {what}; it stops, and has to be started again"
             logs.say(logs.ERROR, message, error=error)
             self._dismissal = error
         self.stop()

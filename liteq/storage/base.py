@@ -175,6 +175,8 @@ class Storage(ABC):
         Raises:
             StorageError: nothing happened; the same turn may be tried again.
             Unregistered: nothing happened; ``request`` wants jobs for an owner that is not registered (any more).
+            StorageTooNew: nothing happened; ``request`` wants jobs from a storage that a newer liteq has changed since
+                it was opened. What was claimed before can still be settled.
 
         Atomic: one transaction. A claimed job belongs to exactly one owner.
         Called by: the dispatcher.

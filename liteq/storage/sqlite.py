@@ -351,7 +351,7 @@ def _turn(
     settle: Settle,
 ) -> Turn:
     if request is not None and request.wanted > 0:
-        _require_registered(connection, request.owner)
+        _require_fit(connection, request.owner)
     if progress:
         moves.record_progress(connection, progress)
     lost = settle(connection, successes) if successes else frozenset()
@@ -383,10 +383,17 @@ def _moved(
     return moved + [one.seq for one, was in zip(transitions, applied, strict=True) if was]
 
 
-def _require_registered(connection: sqlite3.Connection, owner: int) -> None:
-    # 1.5 µs for each turn, once for all its jobs.
-    if connection.execute("SELECT 1 FROM liteq_owner WHERE id = ?", (owner,)).fetchone() is None:
+def _require_fit(connection: sqlite3.Connection, owner: int) -> None:
+    """Whether this owner may claim: registered, and of no older liteq than the one that has changed the file meanwhile,
+    whose jobs may mean what this one does not know."""
+    # 2 µs for each turn, once for all its jobs.
+    version, registered = connection.execute(_FITNESS, (owner,)).fetchone()
+    schema.refuse_newer(version, "the file")
+    if not registered:
         raise Unregistered(owner)
+
+
+_FITNESS = "SELECT (SELECT value FROM liteq_meta WHERE key = 'schema'), EXISTS (SELECT 1 FROM liteq_owner WHERE id = ?)"
 
 
 def _marks(connection: sqlite3.Connection, prefixes: tuple[str, ...]) -> dict[str, str]:

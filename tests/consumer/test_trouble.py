@@ -22,7 +22,7 @@ import workshop
 from kinds import GET, endings, failure_of
 from workshop import lines
 
-from liteq import JobState, LiteQ, StorageError
+from liteq import JobState, LiteQ, StorageError, StorageTooNew
 from liteq.clock import SystemClock
 from liteq.job import Ending
 
@@ -77,6 +77,26 @@ def test_a_consumer_that_is_not_registered_any_more_finishes_what_runs_and_ends_
     assert waiting.state is JobState.READY
     with app.run_in_background():
         assert waiting.get(GET) == 1
+
+
+def test_a_consumer_of_an_older_liteq_settles_what_runs_and_ends_with_an_error(
+    app: LiteQ, tasks: Any, path: Path, gate: Path, log: str, caplog: pytest.LogCaptureFixture, eventually: Any
+) -> None:
+    consumer = app.create_consumer(workers=2, shutdown_timeout=GET)
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as whatever_happens:
+        whatever_happens.callback(consumer.stop, at_once=True)
+        run = thread.submit(consumer.run)
+        running = tasks.wait(str(gate), log)
+        eventually(lambda: running.state is JobState.RUNNING)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE liteq_meta SET value = value + 1 WHERE key = 'schema'")
+        waiting = tasks.echo(1)
+        eventually(lambda: "older than the file's" in caplog.text)
+        gate.touch()
+        with pytest.raises(StorageTooNew, match="upgrade liteq here"):
+            run.result(GET)
+    assert running.state is JobState.SUCCEEDED
+    assert waiting.state is JobState.READY
 
 
 @pytest.mark.parametrize("worker_type", ["thread", "asyncio"])
