@@ -61,6 +61,18 @@ def argument(text: str) -> tuple[str, object]:
         return name, value
 
 
+def renaming(text: str) -> tuple[str, str]:
+    """An old name and a new one: ``old.mail=shop.mail``.
+
+    Raises:
+        argparse.ArgumentTypeError: one of them, or the ``=``, is missing.
+    """
+    old, equals, new = (part.strip() for part in text.partition("="))
+    if not (old and equals and new):
+        raise argparse.ArgumentTypeError(f"takes OLD=NEW, such as old.mail=shop.mail, not {text!r}")
+    return old, new
+
+
 def names(text: str) -> tuple[str, ...]:
     """Different names with commas between."""
     given = tuple(name.strip() for name in text.split(","))

@@ -15,6 +15,7 @@ from liteq.cli.commands import (
     demo,
     doctor,
     health,
+    import_huey,
     info,
     install,
     locks,
@@ -59,7 +60,22 @@ def parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"liteq {__version__}", help="show the version and exit"
     )
     commands = Commands(program.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    for room in (info, look, stack, change, queues, locks, health, demo, torture, schedules, install, backup, doctor):
+    for room in (
+        info,
+        look,
+        stack,
+        change,
+        queues,
+        locks,
+        health,
+        demo,
+        torture,
+        schedules,
+        install,
+        backup,
+        doctor,
+        import_huey,
+    ):
         room.declare(commands)
     return program
 
