@@ -15,6 +15,7 @@ from liteq.context import TaskContext
 from liteq.definition import Definition, TaskOptions, check_integer, check_name, check_options
 from liteq.engine import Engine, require_states
 from liteq.errors import ConfigurationError, DuplicateSchedule, DuplicateTask, UnknownTask
+from liteq.execution import MAX_PAYLOAD
 from liteq.functions import default_name, is_async, is_same, place_of
 from liteq.gates import PROCESS
 from liteq.instants import positive_seconds, seconds, timestamp, zone
@@ -89,6 +90,7 @@ class LiteQ:
         result_ttl: seconds (or timedelta) after their end for which succeeded, revoked and expired jobs are kept;
             ``None``: for ever.
         failed_ttl: the same for failed ones.
+        max_payload: how many bytes the arguments of one call, and the result of a job, may have when encoded.
         clock: a Clock, for tests.
 
     Raises:
@@ -106,11 +108,13 @@ class LiteQ:
         durability: Literal["full", "normal"] | None = None,
         result_ttl: float | timedelta | None = 86_400,
         failed_ttl: float | timedelta | None = 14 * 86_400,
+        max_payload: int = MAX_PAYLOAD,
         clock: Clock | None = None,
     ) -> None:
         self.name = check_name(name, "name")
         self.result_ttl = None if result_ttl is None else positive_seconds(result_ttl, "result_ttl")
         self.failed_ttl = None if failed_ttl is None else positive_seconds(failed_ttl, "failed_ttl")
+        self.max_payload = check_integer(max_payload, "max_payload", least=1)
         self._clock = _checked_clock(clock)
         self._serializer = serializer_for(serializer)
         self._timezone = zone(timezone)
@@ -126,6 +130,7 @@ class LiteQ:
     def _engine_on(self, storage: Storage) -> Engine:
         engine = Engine(storage, self._serializer, self._clock, self._timezone, self.name)
         engine.result_ttl, engine.failed_ttl = self.result_ttl, self.failed_ttl
+        engine.runtime.max_payload = self.max_payload
         return engine
 
     # ── modes ────────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@
     │   ├── DuplicateTask                       two functions under one task name
     │   └── DuplicateSchedule                   two schedules under one name
     ├── SerializationError      (ValueError)    a value that cannot be stored, or stored bytes that cannot be read
+    │   └── PayloadTooLarge                     … because it has more bytes than the app's ``max_payload``
     ├── TriggerError            (ValueError)    a schedule expression that cannot be read
     ├── JobNotFound             (LookupError)   no job has this id
     ├── ScheduleNotFound        (LookupError)   no schedule has this name
@@ -57,6 +58,28 @@ class DuplicateSchedule(ConfigurationError):
 
 class SerializationError(LiteQError, ValueError):
     """A value cannot be stored, or stored bytes cannot be turned back into a value."""
+
+
+class PayloadTooLarge(SerializationError):
+    """The arguments of a call, or what a task returned, have more bytes than the app's ``max_payload``.
+
+    Args:
+        what: a sentence's beginning, such as ``"shop.mail was not enqueued, its arguments are too large"``.
+        size: their bytes when they are encoded.
+        limit: how many they may have.
+    """
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"{what}: {size:,} bytes, more than the {limit:,} of LiteQ(max_payload=...); pass a path, a key or an "
+            "id of what is large, or raise the limit"
+        )
+        self.what = what
+        self.size = size
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type[PayloadTooLarge], tuple[str, int, int]]:
+        return PayloadTooLarge, (self.what, self.size, self.limit)
 
 
 class TriggerError(LiteQError, ValueError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from liteq.clock import Clock
 from liteq.context import Channel, Report, TaskContext, current_job
 from liteq.definition import Definition, Options
-from liteq.errors import Cancel, Directive, Fail, Retry, SerializationError, Snooze, TaskTimeout
+from liteq.errors import Cancel, Directive, Fail, PayloadTooLarge, Retry, SerializationError, Snooze, TaskTimeout
 from liteq.gates import NeedsOf
 from liteq.instants import seconds, timestamp
 from liteq.job import Ending, Job, Outcome
@@ -81,6 +81,11 @@ class NoDeadline:
         return None
 
 
+#: The default of LiteQ(max_payload=...), in bytes. SQLite takes a thousand times as much, and so may a worker's memory;
+#: what is larger than this is nearly always a mistake, such as a whole file instead of its path.
+MAX_PAYLOAD = 64 << 20
+
+
 @dataclass(slots=True)
 class Runtime:
     """What a worker needs of an app.
@@ -94,6 +99,7 @@ class Runtime:
         report: called with (what failed, job, error) when a hook raises.
         limited: what jobs of a task need before they may run, by stored name; tasks that need nothing are not in it.
         on_startup, on_shutdown: called once in each process that runs jobs.
+        max_payload: how many bytes a call's arguments, and a result, may have.
     """
 
     tasks: dict[str, Definition]
@@ -106,6 +112,7 @@ class Runtime:
     limited: dict[str, NeedsOf] = field(default_factory=dict)
     on_startup: list[Callable[[], Any]] = field(default_factory=list)
     on_shutdown: list[Callable[[], Any]] = field(default_factory=list)
+    max_payload: int = MAX_PAYLOAD
 
 
 def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) -> Outcome:
@@ -128,6 +135,10 @@ def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) ->
     try:
         value = _run(job, definition, options, runtime, channel, deadline)
         result = None if value is None or not options.store_result else runtime.serializer.dumps(value)
+        if result is not None and len(result) > runtime.max_payload:
+            raise PayloadTooLarge(
+                f"what {job.task} returned is too large to be stored", len(result), runtime.max_payload
+            )
     except BaseException as error:
         if isinstance(error, deadline.passes_on):
             raise
@@ -183,6 +194,10 @@ async def execute_async(job: Job, runtime: Runtime, channel: Channel, deadline: 
     try:
         value = await _run_async(job, definition, options, runtime, channel, deadline)
         result = None if value is None or not options.store_result else runtime.serializer.dumps(value)
+        if result is not None and len(result) > runtime.max_payload:
+            raise PayloadTooLarge(
+                f"what {job.task} returned is too large to be stored", len(result), runtime.max_payload
+            )
     except BaseException as error:  # noqa: BLE001 - as in `execute`
         deadline.stop()
         return _failed(job, options, runtime, started, error, deadline.interrupted)

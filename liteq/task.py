@@ -21,7 +21,7 @@ from liteq.definition import (
     template_fields,
 )
 from liteq.engine import Engine
-from liteq.errors import ConfigurationError, SerializationError
+from liteq.errors import ConfigurationError, PayloadTooLarge, SerializationError
 from liteq.instants import due_at, seconds, timestamp
 from liteq.job import Job, JobState, shorten
 from liteq.result import Result, ResultGroup, receive_into
@@ -86,7 +86,8 @@ class Task(Generic[P, R]):
 
         Raises:
             TypeError: the function does not take these arguments.
-            SerializationError: an argument cannot be stored; the message names it.
+            SerializationError: an argument cannot be stored; the message names it. PayloadTooLarge: all of them have
+                more bytes than the app's ``max_payload``.
             StorageError: nothing was stored.
         """
         engine = self._engine()
@@ -188,6 +189,9 @@ class Task(Generic[P, R]):
             payload = serializer.dumps_call(args, kwargs, self._names)
         except SerializationError as error:
             raise SerializationError(f"{self.name} was not enqueued: {error}") from error
+        if len(payload) > engine.runtime.max_payload:
+            what = f"{self.name} was not enqueued, its arguments are too large"
+            raise PayloadTooLarge(what, len(payload), engine.runtime.max_payload)
         now = engine.clock.now()
         due, expires = self._times(now, engine.timezone) if self._timed else (None, None)
         text = self._text if self._key_of is None else _with_key(self._text, self._key_of(args, kwargs))

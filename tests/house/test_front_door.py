@@ -67,6 +67,7 @@ PUBLIC = frozenset(
         "DuplicateSchedule",
         "DuplicateTask",
         "SerializationError",
+        "PayloadTooLarge",
         "TriggerError",
         "JobNotFound",
         "ScheduleNotFound",

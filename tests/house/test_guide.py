@@ -210,7 +210,7 @@ def test_the_table_of_the_app_gives_the_defaults_of_the_code(guide: str) -> None
         row = re.search(rf"^\| `{name}` \| (?P<default>[^|]*) \|", table, re.M)
         assert row, f"no row for {name}"
         written = row["default"].strip()
-        in_words = {"a day": 86_400, "14 days": 14 * 86_400}
+        in_words = {"a day": 86_400, "14 days": 14 * 86_400, "64 MiB": 64 << 20}
         assert written == f"`{_written(option.default)}`" or in_words.get(written) == option.default
 
 
