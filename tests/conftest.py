@@ -6,6 +6,7 @@ pytest-randomly shuffles the order and prints its seed in the header (``--random
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import hypothesis
 import psutil
@@ -80,14 +81,17 @@ def _eventually(condition: Callable[[], T], timeout: float = 10.0, *, message: s
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
-    """Fails a test that leaves a non-daemon thread or a child process running, and ends those processes."""
-    threads, children = set(threading.enumerate()), set(_children())
+    """Fails a test that leaves a non-daemon thread or a child process running, or a slot locked, and ends those
+    processes.
+    """
+    threads, children, slots = set(threading.enumerate()), set(_children()), _slots()
     yield
     deadline = time.monotonic() + GRACE
-    left = _left(threads, children)
+    left = _left(threads, children, slots)
     while left and time.monotonic() < deadline:
         time.sleep(0.01)
-        left = _left(threads, children)
+        gc.collect()  # an app that nobody has closed gives up what it has when it is forgotten
+        left = _left(threads, children, slots)
     descriptions = [_describe(leftover) for leftover in left]
     for leftover in left:
         if isinstance(leftover, psutil.Process):
@@ -97,11 +101,18 @@ def _nothing_left_behind() -> Iterator[None]:
         pytest.fail("the test left running: " + "; ".join(descriptions), pytrace=False)
 
 
-def _left(threads: set[threading.Thread], children: set[psutil.Process]) -> list[threading.Thread | psutil.Process]:
-    """What runs now and did not run before the test."""
+def _left(
+    threads: set[threading.Thread], children: set[psutil.Process], slots: set[Any]
+) -> list[threading.Thread | psutil.Process | Any]:
+    """What is there now and was not before the test."""
     new_threads = [thread for thread in threading.enumerate() if not thread.daemon and thread not in threads]
     new_children = [child for child in _children() if child not in children and _is_running(child)]
-    return [*new_threads, *new_children]
+    return [*new_threads, *new_children, *(_slots() - slots)]
+
+
+def _slots() -> set[Any]:
+    """The locks that show others that this process lives; one that is left is never given up before its end."""
+    return set(getattr(sys.modules.get("liteq.storage.locks"), "_taken", ()))
 
 
 def _children() -> list[psutil.Process]:
@@ -134,9 +145,11 @@ def _is_running(process: psutil.Process) -> bool:
         return False
 
 
-def _describe(leftover: threading.Thread | psutil.Process) -> str:
+def _describe(leftover: threading.Thread | psutil.Process | Any) -> str:
     if isinstance(leftover, threading.Thread):
         return f"thread {leftover.name!r}"
+    if not isinstance(leftover, psutil.Process):
+        return f"slot {leftover.path}"
     try:
         return f"process {leftover.pid} ({' '.join(leftover.cmdline())})"
     except psutil.Error:

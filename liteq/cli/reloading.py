@@ -206,11 +206,8 @@ class Restarter:
     def _watch(self) -> None:
         assert self._sources is not None
         pause = threading.Event()
-        while (file := self._sources.changed()) is None:
+        while (file := _settled_change(self._sources, pause)) is None:
             pause.wait(LOOK_EVERY)
-        looks = self._sources.looks()
-        while not pause.wait(SETTLED_AFTER) and looks != (looks := self._sources.looks()):
-            continue  # somebody is still writing
         logger.info("restarting: %s has changed", file)
         self._sources.forget_stale_bytecode()
         self._changed.set()
@@ -256,6 +253,18 @@ class Restarter:
         if not self._stopper.asked:
             self._program.start_anew(directories, caught)
         timer.cancel()
+
+
+def _settled_change(sources: Sources, pause: threading.Event) -> str | None:
+    """A file that has changed, once nobody writes any more. Asked again then, because the first look may have come upon
+    a file that the app itself was just writing, half empty still.
+    """
+    if sources.changed() is None:
+        return None
+    looks = sources.looks()
+    while not pause.wait(SETTLED_AFTER) and looks != (looks := sources.looks()):
+        continue
+    return sources.changed()
 
 
 def _forget_stale_bytecode() -> None:

@@ -64,7 +64,10 @@ class Sources:
     def changed(self) -> str | None:
         """A file that was changed, removed or added since; ``None``: there is none."""
         self._take_in_loaded_modules()
-        now, is_imported = self.looks(), self._is_imported
+        is_imported = (
+            self._is_imported
+        )  # asked first: what is written while the files are looked at still belongs to it
+        now = self.looks()
         for file in sorted(now.keys() | self._files.keys()):
             if now.get(file) == self._files.get(file):
                 continue

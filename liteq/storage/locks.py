@@ -118,7 +118,7 @@ _OPEN_FILES_CAN_BE_DELETED = os.name != "nt"
 
 # Whatever holds lock descriptors. A slot is also in `_taken`, so that nothing but `release` or the end of the process
 # frees it; a turnstile may be forgotten by its user.
-_holders: weakref.WeakSet[Turnstile | Slot] = weakref.WeakSet()
+_holders: weakref.WeakSet[Turnstile | Slot | Election] = weakref.WeakSet()
 _taken: set[Slot] = set()
 
 # Held while a descriptor is opened and put where the child will find it, and by every fork: no child inherits a lock
@@ -591,35 +591,50 @@ def is_dead(path: Path) -> bool:
 class Election:
     """Elects one of many processes (or objects) to do what only one should do. Whoever dies loses its office.
 
+    Threads may share one, as the consumers of one app do: the office is theirs together.
+
     Args:
         path: the file to lock, created at first use (with its directory) and never deleted. Not among the slots:
             every candidate that loses would wake those who watch them.
     """
 
     def __init__(self, path: Path) -> None:
+        # Two threads that tried to win at once would stand in each other's way, and forget an office that one of them
+        # has: nobody could be elected any more while this process lives.
+        self._trying = threading.Lock()
         self._office: Slot | None = None
         self._path = Path(path)
+        _holders.add(self)
 
     def win(self) -> bool:
-        """Whether the office is this object's, now; it tries to get it if not. Never waits.
+        """Whether the office is this object's, now; it tries to get it if not. Never waits for an owner.
 
         Raises:
             StorageError: the file cannot be used.
         """
-        if self._office is not None and self._office.is_intact():
-            return True
-        self.resign()
-        try:
-            self._office = Slot._lock(self._path, lambda: _open(self._path))
-        except OSError as error:
-            raise _unusable(self._path, error) from error
-        return self._office is not None
+        with self._trying:
+            if self._office is not None and self._office.is_intact():
+                return True
+            self._leave()
+            try:
+                self._office = Slot._lock(self._path, lambda: _open(self._path))
+            except OSError as error:
+                raise _unusable(self._path, error) from error
+            return self._office is not None
 
     def resign(self) -> None:
         """Leave the office to others. Idempotent."""
+        with self._trying:
+            self._leave()
+
+    def _leave(self) -> None:
         office, self._office = self._office, None
         if office is not None:
             office.release(remove=False)
 
+    def _let_go(self) -> None:
+        """In a forked child, where no other thread goes on trying."""
+        self._trying = threading.Lock()
+
     def __del__(self) -> None:
-        self.resign()
+        self._leave()

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 
+from liteq.storage.locks import Election
+
 released = threading.Event()
 kept = []
 
@@ -30,6 +32,17 @@ def test_lets_the_thread_go():
 
 def test_leaves_a_process():
     kept.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+
+
+def test_leaves_a_slot(tmp_path):
+    kept.append(Election(tmp_path / "office"))
+    assert kept[-1].win()
+
+
+def test_leaves_a_slot_to_the_garbage_collector(tmp_path):
+    forgotten = [Election(tmp_path / "office")]
+    forgotten.append(forgotten)
+    assert forgotten[0].win()
 
 
 def test_leaves_a_process_of_a_process():
@@ -60,11 +73,12 @@ def test_what_a_test_leaves_running_fails_that_test(pytester: pytest.Pytester) -
     pytester.makeconftest(CONFTEST.read_text(encoding="utf-8").replace("GRACE = 5.0", "GRACE = 0.2"))
     pytester.makepyfile(SUITE)
     result = pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=7, errors=3)
+    result.assert_outcomes(passed=9, errors=4)
     result.stdout.fnmatch_lines(
         [
             "*the test left running: thread 'forgotten'",
             "*the test left running: process * -c input()*",
+            "*the test left running: slot */office",
             "*the test left running: process * -c import subprocess*; process * -c input()*",
         ]
     )

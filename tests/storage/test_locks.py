@@ -1034,7 +1034,7 @@ def test_a_file_that_cannot_be_deleted_is_an_error_but_the_lock_is_dropped(
 
 
 def test_slots_and_questions_leak_no_descriptors(path: Path) -> None:
-    before = open_files()
+    before, taken = open_files(), set(locks._taken)
     for _ in range(10):
         slot = Slot.take(path)
         assert not is_dead(path)
@@ -1045,7 +1045,7 @@ def test_slots_and_questions_leak_no_descriptors(path: Path) -> None:
         slot.release()
         assert is_dead(path)
     assert open_files() == before
-    assert not locks._taken
+    assert locks._taken == taken
 
 
 def test_an_interruption_while_taking_leaves_nothing_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1077,6 +1077,45 @@ def test_one_of_two_wins_until_it_resigns(office: Path) -> None:
     assert not first.win()
     second.resign()
     assert office.exists()
+
+
+def test_threads_that_are_elected_at_once_do_not_lose_the_office(office: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    election, others = Election(office), []
+    lock_alone = locks._lock_alone
+
+    def lock_too_late(descriptor: int) -> bool:
+        monkeypatch.setattr(locks, "_lock_alone", lock_alone)
+        others.append(Background(election.win))
+        others[0].done.wait(0.1)  # without its being kept waiting, it would have won
+        return lock_alone(descriptor)
+
+    monkeypatch.setattr(locks, "_lock_alone", lock_too_late)
+    assert election.win()
+    others[0].join()
+    election.resign()
+    assert Election(office).win()
+
+
+def test_a_fork_while_a_thread_is_being_elected_does_not_keep_the_child_waiting(office: Path) -> None:
+    source = """
+    from liteq.storage import locks
+    election, inside, go_on = Election(Path(sys.argv[1])), threading.Event(), threading.Event()
+    lock_alone = locks._lock_alone
+    locks._lock_alone = lambda descriptor: inside.set() or go_on.wait() and lock_alone(descriptor)
+    thread = threading.Thread(target=lambda: say(election.win()))
+    thread.start()
+    inside.wait()
+    if os.fork() == 0:
+        locks._lock_alone = lock_alone
+        say(election.win())
+        os._exit(0)
+    os.wait()
+    go_on.set()
+    thread.join()
+    hear()
+    """
+    with Program(source, office) as program:
+        assert [program.hear() for _ in range(2)] == ["True", "True"]
 
 
 def test_a_killed_housekeeper_is_replaced(office: Path) -> None:
