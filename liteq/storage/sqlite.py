@@ -48,7 +48,7 @@ _INSERT_CHUNK = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {', '.join([_ROW] * 
 class SqliteStorage(Storage):
     """Jobs in one SQLite file in WAL mode; nothing is touched before the first use.
 
-    Lock files live in a directory beside it, ``<file>-liteq``.
+    Lock files live in a directory beside it, ``<file>-liteq``; where the path is a symbolic link, beside what it leads to.
 
     Args:
         path: the file; a relative path is read from the current directory, once, here. (`LiteQ` resolves the paths it
@@ -70,7 +70,8 @@ class SqliteStorage(Storage):
             raise ValueError(f"durability takes 'full' or 'normal', not {durability!r}")
         self.path = Path(path).absolute()
         self.location = str(self.path)
-        side = self.path.with_name(self.path.name + "-liteq")
+        # Beside the file itself, as the WAL is: by whatever links it is reached, all must see the same locks.
+        side = Path(f"{os.path.realpath(self.path)}-liteq")
         self._slots_directory = side / "consumers"
         self._slots: dict[int, Slot] = {}
         self._keeper = Election(side / "keeper")

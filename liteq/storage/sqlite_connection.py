@@ -24,6 +24,7 @@ from liteq.errors import StorageBusy, StorageError, StorageUnusable
 from liteq.storage import schema
 from liteq.storage.filesystem import network_filesystem
 from liteq.storage.locks import Turnstile
+from liteq.storage.planted import refuse_planted, refuse_planted_directory
 from liteq.storage.shelter import here, sheltered
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ class Connections:
         allow_network_fs: bool = False,
     ) -> None:
         self.path = path
+        self._side = side
         self.turnstile = Turnstile(side)
         self._synchronous = durability.upper()
         self._attempts = max(1, round(patience / BUSY_SLICE))
@@ -291,6 +293,8 @@ class Connections:
             raise StorageUnusable(f"{path} is a device or a pipe; a SQLite storage takes the path of a file")
         if not path.parent.is_dir():
             raise StorageUnusable(f"{path} cannot be created: the directory {path.parent} does not exist")
+        refuse_planted(path)
+        refuse_planted_directory(self._side)
         kind = None if self._allow_network_fs else network_filesystem(path)
         if kind is not None:
             raise StorageUnusable(
