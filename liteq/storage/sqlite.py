@@ -48,7 +48,7 @@ _INSERT_CHUNK = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {', '.join([_ROW] * 
 class SqliteStorage(Storage):
     """Jobs in one SQLite file in WAL mode; nothing is touched before the first use.
 
-    Lock files live in a directory beside it, ``<file>-liteq``; where the path is a symbolic link, beside what it leads to.
+    Lock files live in a directory beside it, ``<file>-liteq``; where the path is a symbolic link, beside its target.
 
     Args:
         path: the file; a relative path is read from the current directory, once, here. (`LiteQ` resolves the paths it

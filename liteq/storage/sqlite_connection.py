@@ -307,8 +307,8 @@ class Connections:
             self._create_file()
 
     def _create_file(self) -> None:
-        try:  # 0600 from the start: job arguments are nobody else's business
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        try:  # 0600 from the start: job arguments are nobody else's business. O_EXCL follows no link, so we do
+            os.close(os.open(os.path.realpath(self.path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             return  # another process was first
         except OSError as error:
