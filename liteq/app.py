@@ -377,25 +377,44 @@ class LiteQ:
 
     # ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
 
-    def enqueue(self, signature: Signature[R]) -> Result[R]:
-        """Enqueue what ``task.s(...)`` made."""
+    def enqueue(self, signature: Signature[R], *, connection: object = None) -> Result[R]:
+        """Enqueue what ``task.s(...)`` made.
+
+        Args:
+            connection: an open `sqlite3.Connection` to the queue's file, or what has one underneath (a cursor, a
+                SQLAlchemy session, Django's ``connection``): the job belongs to its transaction, and exists if and
+                when that is committed. No signal is sent for it. In immediate mode it is not looked at.
+
+        Raises:
+            TypeError, ConfigurationError: it is no such connection, is closed, another thread's, or has other files
+                open.
+            StorageError: nothing was stored; for one, the connection may only read, or is kept from writing by others.
+        """
         if not isinstance(signature, Signature):
             raise TypeError(f"app.enqueue takes a Signature (task.s(...)), not {type(signature).__name__}")
-        return signature.task(*signature.args, **signature.kwargs)
+        if connection is None:
+            return signature.task(*signature.args, **signature.kwargs)
+        with self.batch(connection=connection):
+            return signature.task(*signature.args, **signature.kwargs)
 
-    async def aenqueue(self, signature: Signature[R]) -> Result[R]:
-        """`enqueue` for coroutines."""
+    async def aenqueue(self, signature: Signature[R], *, connection: object = None) -> Result[R]:
+        """`enqueue` for coroutines. With a ``connection`` it is done on this thread, as that is the connection's."""
         import asyncio
 
+        if connection is not None:
+            return self.enqueue(signature, connection=connection)
         return await asyncio.to_thread(self.enqueue, signature)
 
-    def batch(self) -> Block:
+    def batch(self, *, connection: object = None) -> Block:
         """``with app.batch():`` stores everything enqueued inside in one transaction at the end, or nothing if the
         block raises. The Results have their ids after the block.
 
         In a coroutine, ``async with app.batch():`` does the same while the event loop goes on.
+
+        Args:
+            connection: store it in the transaction of this connection of your own; see `enqueue`.
         """
-        return self.engine.batch()
+        return self.engine.batch(connection)
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────────
 

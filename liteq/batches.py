@@ -53,18 +53,23 @@ class Block:
     Args:
         current: where the batch of the moment stands, for those who enqueue.
         store: stores calls in one transaction.
+        alone: whether it stores for itself also inside another block, and in the thread that leaves it: on a connection
+            that is the caller's.
     """
 
-    def __init__(self, current: ContextVar[Batch | None], store: Callable[[Sequence[Call]], None]) -> None:
+    def __init__(
+        self, current: ContextVar[Batch | None], store: Callable[[Sequence[Call]], None], *, alone: bool = False
+    ) -> None:
         self._current = current
         self._store = store
+        self._alone = alone
         self._batch: Batch | None = None
         self._token: Token[Batch | None] | None = None
 
     def __enter__(self) -> None:
         if self._batch is not None:
             raise RuntimeError("this batch was used already; call app.batch() for each block")
-        self._batch = Batch(self._current.get())
+        self._batch = Batch(None if self._alone else self._current.get())
         self._token = self._current.set(self._batch)
 
     def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
@@ -75,7 +80,9 @@ class Block:
         self.__enter__()
 
     async def __aexit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
-        if calls := self._leave(kind):
+        if (calls := self._leave(kind)) and self._alone:
+            self._store(calls)
+        elif calls:
             import asyncio
 
             await asyncio.to_thread(self._store, calls)

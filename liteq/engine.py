@@ -139,8 +139,10 @@ class Engine:
         if self.immediate:
             self.run_ready()
 
-    def _store(self, jobs: Sequence[Job]) -> list[Job]:
+    def _store(self, jobs: Sequence[Job], connection: object = None) -> list[Job]:
         submitted = [lifecycle.submit(job, job.created) for job in jobs]
+        if connection is not None and not self.immediate:
+            return self.storage.add(submitted, connection)  # whether it is ever committed only the caller knows
         stored = self.storage.add(submitted)
         if self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED):
             for position, job in enumerate(stored):
@@ -148,17 +150,18 @@ class Engine:
                     self.announce(S.SCHEDULED if job.state is JobState.SCHEDULED else S.ENQUEUED, job, None)
         return stored
 
-    def batch(self) -> Block:
+    def batch(self, connection: object = None) -> Block:
         """Everything enqueued inside is stored in one transaction at the end, or not at all if the block raises.
 
-        A block inside another one hands what it has to that one.
+        A block inside another one hands what it has to that one, unless it has a ``connection``, whose transaction its
+        jobs then belong to.
         """
         from liteq.batches import Block
 
-        return Block(self._batch, self._store_calls)
+        return Block(self._batch, lambda calls: self._store_calls(calls, connection), alone=connection is not None)
 
-    def _store_calls(self, calls: Sequence[Call]) -> None:
-        stored = iter(self._store([job for jobs, _ in calls for job in jobs]))
+    def _store_calls(self, calls: Sequence[Call], connection: object) -> None:
+        stored = iter(self._store([job for jobs, _ in calls for job in jobs], connection))
         for jobs, receive in calls:
             receive([next(stored) for _ in jobs])
         if self.immediate:

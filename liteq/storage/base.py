@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
-from liteq.errors import StorageError
+from liteq.errors import ConfigurationError, StorageError
 from liteq.gates import Needs
 from liteq.job import Death, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import Success, Transition
@@ -119,6 +119,18 @@ class Owner(NamedTuple):
     alive: bool
 
 
+def refuse_connection(connection: object, location: str) -> None:
+    """For storages that are no SQLite file.
+
+    Raises:
+        ConfigurationError: a connection was passed.
+    """
+    if connection is not None:
+        raise ConfigurationError(
+            f"nothing was enqueued: connection=... is for a queue in an SQLite file, and this one is in {location}"
+        )
+
+
 class Storage(ABC):
     """Keeps jobs. Safe to share between threads; after a fork the child may go on using its copy."""
 
@@ -128,12 +140,14 @@ class Storage(ABC):
     gates: Gates
 
     @abstractmethod
-    def add(self, jobs: Sequence[Job]) -> Added:
+    def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
         """Store new jobs.
 
         Args:
             jobs: state ``ready`` or ``scheduled`` (`lifecycle.submit`); ``seq`` is ignored; an empty ``id`` asks for
                 a generated one.
+            connection: an open connection of the caller's to the same file, or what has one underneath: the jobs are
+                stored in its transaction, and exist if and when that is committed. Nobody is told of it before.
 
         Returns:
             For each, in order, the stored job: with its ``seq`` and ``id``, or, where its caller-chosen id exists
@@ -142,6 +156,7 @@ class Storage(ABC):
 
         Raises:
             StorageError: nothing was stored.
+            ConfigurationError: the storage has no such connections, or this one cannot be used. TypeError: it is none.
 
         Atomic: all or none, one transaction. Jobs of equal priority keep this order for ever.
         """

@@ -24,7 +24,18 @@ from liteq.errors import StorageError
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
 from liteq.schedule import Schedule
-from liteq.storage.base import CALLER, Added, ClaimRequest, Fire, Owner, Standing, Storage, Turn, Unregistered
+from liteq.storage.base import (
+    CALLER,
+    Added,
+    ClaimRequest,
+    Fire,
+    Owner,
+    Standing,
+    Storage,
+    Turn,
+    Unregistered,
+    refuse_connection,
+)
 from liteq.storage.memory_gates import House, MemoryGates
 from liteq.storage.shelter import sheltered
 from liteq.storage.watch import Bell, BellWatch, Change, Watch
@@ -67,7 +78,8 @@ class MemoryStorage(Storage):
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
     @sheltered
-    def add(self, jobs: Sequence[Job]) -> Added:
+    def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
+        refuse_connection(connection, self.location)
         with self._lock:
             stored = self._planned(jobs)
             known = set()

@@ -27,6 +27,7 @@ from liteq.storage import sqlite_schedules as rows
 from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Standing, Storage, Turn, Unregistered
 from liteq.storage.locks import Election, Slot, is_dead
 from liteq.storage.sqlite_connection import Connections, Durability
+from liteq.storage.sqlite_guest import Caller
 
 if TYPE_CHECKING:
     from liteq.findings import Finding
@@ -80,7 +81,11 @@ class SqliteStorage(Storage):
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, jobs: Sequence[Job]) -> Added:
+    def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
+        if connection is not None:
+            caller = Caller(connection, self.path)
+            self._connections.open_beside_a_transaction()
+            return caller.do(lambda connection: _added(connection, jobs))
         if len(jobs) == 1 and not jobs[0].id:
             rnd = getrandbits(40)
             return Added((_stored(jobs[0], self._connections.insert(_INSERT, _row(jobs[0], rnd)), rnd),))
@@ -296,6 +301,10 @@ def _row(job: Job, rnd: int) -> tuple[object, ...]:
 def _stored(job: Job, seq: int, rnd: int) -> Job:
     # Not `_replace`, which costs three times as much; `seq` and `id` are the first two fields.
     return tuple.__new__(Job, (seq, job.id or f"{seq}-{rnd:010x}", *job[2:]))
+
+
+def _added(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
+    return _add_each(connection, jobs) if any(job.id for job in jobs) else Added(_add_many(connection, jobs))
 
 
 def _add_many(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:

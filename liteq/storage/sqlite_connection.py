@@ -26,6 +26,7 @@ from liteq.storage.filesystem import network_filesystem
 from liteq.storage.locks import Turnstile
 from liteq.storage.planted import refuse_planted, refuse_planted_directory
 from liteq.storage.shelter import here, sheltered
+from liteq.storage.sqlite_holder import holder, waits_for_itself
 
 T = TypeVar("T")
 Durability = Literal["full", "normal"]
@@ -77,6 +78,7 @@ class Connections:
         self.turnstile = Turnstile(side)
         self._synchronous = durability.upper()
         self._attempts = max(1, round(patience / BUSY_SLICE))
+        self._opening_attempts = self._attempts
         self._create = create
         self._allow_network_fs = allow_network_fs
         # In this order, if several are needed. A fork takes all three.
@@ -133,8 +135,9 @@ class Connections:
     def _in_turn(self, transaction: Callable[[sqlite3.Connection], T], attempts: int) -> T:
         if self._writer is not None and SystemClock.monotonic() - self._seen_in_place > TRUST:
             self._check_in_place()
+        tries = 0
         while True:
-            attempts -= 1
+            tries += 1
             self.writer()
             try:
                 shelter = here.shelter
@@ -145,8 +148,23 @@ class Connections:
                 if done:
                     return result  # type: ignore[return-value]  # of `transaction`
             except sqlite3.Error as error:
-                if _code(error) not in _BUSY or attempts <= 0:
-                    raise self.translated(error) from error
+                if _code(error) not in _BUSY or tries >= attempts:
+                    raise self.translated(error, tries) from error
+                if tries == 1:
+                    self._refuse_to_wait_for_itself()
+
+    def _refuse_to_wait_for_itself(self) -> None:
+        """Looked for after the first wait in vain, as it takes some milliseconds.
+
+        Raises:
+            StorageBusy: this thread has written on a connection of its own, and not committed.
+        """
+        if waits_for_itself(self.path, self._all):
+            raise StorageBusy(
+                f"{self.path}: this thread has written to the file on a connection of its own and has not committed, "
+                "so liteq would wait for it for ever; nothing was stored. To enqueue in that transaction, pass the "
+                "connection: app.enqueue(task.s(…), connection=…), or app.batch(connection=…)"
+            )
 
     def _try(self, transaction: Callable[[sqlite3.Connection], T]) -> tuple[bool, T | None]:
         """What a transaction returned; not done: a fork has closed the connection meanwhile."""
@@ -178,6 +196,25 @@ class Connections:
         """The writing connection, opened at first use."""
         return self._writer or self._open_writer()
 
+    def open_beside_a_transaction(self) -> None:
+        """Open the file, if that is still to be done, without waiting long for whoever has it locked: it may be the
+        very caller, in a transaction on a connection of his own.
+
+        Raises:
+            StorageBusy: somebody has it locked, and it has to be changed first.
+        """
+        with self._opening:
+            self._opening_attempts = 1
+            try:
+                self.writer()
+            except StorageBusy as error:
+                raise StorageBusy(
+                    f"{self.path}: liteq has yet to make its tables, and cannot while a transaction is open; nothing "
+                    "was stored. Let it use the file once before, outside of transactions: app.counts()"
+                ) from error
+            finally:
+                self._opening_attempts = self._attempts
+
     @sheltered
     def _open_writer(self) -> sqlite3.Connection:
         with self._opening:
@@ -188,7 +225,7 @@ class Connections:
                     raise
                 except OSError as error:  # a directory above it may not be searched, the name is too long …
                     raise StorageUnusable(f"{self.path} cannot be used: {error.strerror}") from error
-                writer = self._patiently(self._prepared)
+                writer = self._patiently(self._prepared, self._opening_attempts)
                 self._opened_file = _identity(self.path)
                 self._seen_in_place = SystemClock.monotonic()
                 self._writer = writer  # last: who sees it may already look whether its file is in place
@@ -203,7 +240,7 @@ class Connections:
             StorageError: the file cannot be read.
         """
         self.writer()
-        return self._patiently(lambda: self._read(work))
+        return self._patiently(lambda: self._read(work), self._attempts)
 
     @sheltered
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -217,14 +254,14 @@ class Connections:
         finally:
             self._give_back(connection)
 
-    def _patiently(self, work: Callable[[], T]) -> T:
+    def _patiently(self, work: Callable[[], T], attempts: int) -> T:
         """Do what only somebody who has the whole file for himself can hold up: who recovers it after a crash, who
         closes it last, who converts it. On a slow disk that takes longer than one busy handler waits.
 
         Raises:
             StorageError: it failed, or that one did not end.
         """
-        until = SystemClock.monotonic() + self._attempts * BUSY_SLICE
+        until = SystemClock.monotonic() + attempts * BUSY_SLICE
         while True:
             try:
                 return work()
@@ -344,7 +381,7 @@ class Connections:
                 raise
 
     def _begin(self, connection: sqlite3.Connection) -> None:
-        for _ in range(self._attempts - 1):
+        for _ in range(self._opening_attempts - 1):
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 return
@@ -421,13 +458,24 @@ class Connections:
         self._writing.release()
         self._opening.release()
 
-    def translated(self, error: sqlite3.Error) -> StorageError:
-        """The StorageError that says to a user what ``error`` says to a programmer."""
+    def _culprit(self) -> str:
+        pid = holder(self.path)
+        if pid == os.getpid():
+            return "this program itself, on a connection of its own (app.enqueue(…, connection=…) takes it),"
+        return f"another program (process {pid})" if pid else "another program"
+
+    def translated(self, error: sqlite3.Error, tries: int | None = None) -> StorageError:
+        """The StorageError that says to a user what ``error`` says to a programmer.
+
+        Args:
+            error: SQLite's.
+            tries: of BUSY_SLICE seconds each; ``None``: as many as there are.
+        """
         code = _code(error)
         if code in _BUSY:
-            waited = round(self._attempts * BUSY_SLICE)
+            waited = (tries or self._attempts) * BUSY_SLICE
             return StorageBusy(
-                f"{self.path}: another program has held the write lock for {waited} s; nothing was stored"
+                f"{self.path}: {self._culprit()} has held the write lock for {waited:g} s; nothing was stored"
             )
         if code == sqlite3.SQLITE_FULL:
             return StorageError(f"{self.path}: the disk is full; nothing was stored")

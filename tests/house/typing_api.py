@@ -165,6 +165,7 @@ def locks_keep_the_types() -> None:
 def a_call_can_be_kept_for_later() -> None:
     assert_type(add.s(1, 2), Signature[int])
     assert_type(app.enqueue(add.s(1, 2)), Result[int])
+    assert_type(app.enqueue(add.s(1, 2), connection=object()), Result[int])
     add.s("1")  # type: ignore[arg-type]
 
 

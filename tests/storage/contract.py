@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -28,7 +30,7 @@ from gates_contract import GatesContract
 from schedule_contract import ScheduleContract
 
 from liteq import lifecycle
-from liteq.errors import StorageError
+from liteq.errors import ConfigurationError, StorageError
 from liteq.job import FINISHED, WAITING, Attempt, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Policy, Transition
 from liteq.retry import RetryDelay
@@ -284,6 +286,13 @@ class StorageContract(GatesContract, ScheduleContract):
             storage.add([*[new() for _ in range(good)], None])  # type: ignore[list-item]
         assert everything(storage) == before
         assert claim(storage, 10)[0].seq == before[0][0].seq
+
+    def test_what_is_no_connection_to_the_same_file_is_refused_and_nothing_is_stored(self, storage: Storage) -> None:
+        with pytest.raises((TypeError, ConfigurationError)):
+            storage.add([new()], object())
+        with closing(sqlite3.connect(":memory:")) as elsewhere, pytest.raises(ConfigurationError):
+            storage.add([new()], elsewhere)
+        assert storage.find(JobFilter()) == []
 
     def test_another_handle_sees_what_was_added(self, storage: Storage, reopen: Callable[[], Storage]) -> None:
         jobs = add(storage, new("a"), new("b", id="b"), new("c", due=NOW + 1))

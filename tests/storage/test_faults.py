@@ -35,6 +35,7 @@ from liteq.storage import schema
 from liteq.storage.base import ClaimRequest, Fire, Storage
 from liteq.storage.gates import Gates
 from liteq.storage.sqlite import SqliteStorage
+from liteq.storage.sqlite_guest import Guest
 
 SHARED_MEMORY = Path("/dev/shm")
 STRUCK = 42  # the exit code of a child that died where it should
@@ -87,8 +88,18 @@ class Faulty(sqlite3.Connection):
         plan.reach("before rollback", self)
         super().rollback()
 
-    def plainly(self, sql: str) -> None:
-        super().execute(sql)
+
+def _by_plan(name: str) -> Callable[..., sqlite3.Cursor]:
+    """The method of `Guest`, whose connections have statements that do not go through the connection's own methods."""
+    method = getattr(Guest, name)
+
+    def follow(self: Guest, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        plan.reach(f"before {_outline(sql)}", self.connection)
+        cursor: sqlite3.Cursor = method(self, sql, *parameters)
+        plan.reach(f"after {_outline(sql)}", self.connection)
+        return cursor
+
+    return follow
 
 
 def _outline(sql: str) -> str:
@@ -107,7 +118,9 @@ def planned(chosen: Plan) -> Iterator[Plan]:
 
 @pytest.fixture(autouse=True)
 def _faulty_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Faulty, **options))
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **{"factory": Faulty} | options))
+    for name in ("execute", "executemany"):
+        monkeypatch.setattr(Guest, name, _by_plan(name))
 
 
 def _error(code: int, message: str) -> sqlite3.OperationalError:
@@ -123,7 +136,7 @@ def _io_error(_connection: sqlite3.Connection) -> None:
 def _full(connection: sqlite3.Connection) -> None:
     """As SQLite often does: the transaction is rolled back with the statement."""
     if connection.in_transaction:
-        connection.plainly("ROLLBACK")  # type: ignore[attr-defined]
+        sqlite3.Cursor(connection).execute("ROLLBACK")
     raise _error(sqlite3.SQLITE_FULL, "database or disk is full")
 
 
@@ -396,6 +409,20 @@ def _watch(scene: Scene) -> object:
         return watch.changed()
 
 
+def _add_on_a_connection(scene: Scene) -> object:
+    """In a transaction of the app's own, which writes as well and goes on if the call fails."""
+    with closing(sqlite3.connect(scene.path, isolation_level=None)) as connection:
+        try:
+            sqlite3.Cursor(connection).execute("BEGIN")
+            scene.storage.add([new(), new(id="late"), new(id="c")], connection)
+            sqlite3.Cursor(connection).execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                sqlite3.Cursor(connection).execute("COMMIT")
+            raise
+    return None
+
+
 def _batch(scene: Scene) -> object:
     app = LiteQ(scene.storage)
     task = app.task(name="known")(lambda: None)
@@ -427,6 +454,7 @@ VERBS: dict[str, Verb] = {
     "add many": Verb(lambda scene: scene.storage.add([new() for _ in range(93)])),
     "add with ids": Verb(lambda scene: scene.storage.add([new(id="a"), new(id="late"), new(id="b")])),
     "add a batch": Verb(_batch),
+    "add on a connection": Verb(_add_on_a_connection),
     "turn: claim": Verb(lambda scene: scene.storage.turn([], ClaimRequest(scene.owner, 9), NOW)),
     "turn: promote": Verb(lambda scene: scene.storage.turn([], None, NOW + 5)),
     "turn: progress": Verb(_tell_progress),
