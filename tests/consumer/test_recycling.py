@@ -255,19 +255,32 @@ def open_here() -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_consumer_leaves_no_directory_behind(
-    app: LiteQ,
+    path: Path,
     tasks: Any,
     consumers: fleet.Fleet,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     how: str,
     eventually: Any,
 ) -> None:
-    temporary = tmp_path / "temporary"
+    temporary = path.with_name("temporary")  # not the test's own directory: its path leaves no room for a socket's
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     member = consumers.launch(worker_type="process", start_method="forkserver")
     tasks.where().get(GET)
     assert [one.name.partition("-")[0] for one in temporary.iterdir()] == ["pymp"]
     getattr(member, how)()
+    eventually(lambda: list(temporary.iterdir()) == [])
+
+
+def test_workers_start_though_the_temporary_directory_leaves_no_room_for_a_fork_server(
+    path: Path, tasks: Any, consumers: fleet.Fleet, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    temporary = path.with_name("t" * 100)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    member = consumers.launch(worker_type="process", start_method="forkserver")
+    assert tasks.where().get(GET)[0] in [one.pid for one in member.family()]
+    (warning,) = consumers.logged("are started by spawn")
+    assert f"directory={temporary}" in warning
+    assert member.stop() == 0
     eventually(lambda: list(temporary.iterdir()) == [])

@@ -13,12 +13,14 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from liteq import logs
 from liteq.consumer.loading import split_path
 from liteq.consumer.log_setup import LogSetup
 from liteq.consumer.options import StartMethod
@@ -109,12 +111,25 @@ class Starter:
             os.environ.update(extra)
             try:
                 forkserver.ensure_running()
+            except OSError as error:
+                if "AF_UNIX path" not in str(error):
+                    raise
+                self._do_without_fork_server()
             finally:
                 for name, value in before.items():
                     if value is None:
                         del os.environ[name]
                     else:
                         os.environ[name] = value
+
+    def _do_without_fork_server(self) -> None:
+        """The path of its socket may have some hundred characters, and begins with that of the temporary directory."""
+        message = (
+            "the temporary directory's path is too long for a fork server; workers are started by spawn, more slowly"
+        )
+        logs.say(logs.WARNING, message, directory=tempfile.gettempdir())
+        self._method = "spawn"
+        self._context = multiprocessing.get_context("spawn")
 
     def start(self, number: int, siblings: list[int]) -> WorkerProcess:
         ours, theirs = socket.socketpair()
