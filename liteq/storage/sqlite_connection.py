@@ -43,6 +43,8 @@ BUSY_PAUSE = 0.005
 MAX_IDLE_READERS = 4
 #: Seconds for which the file is taken to be in place without looking.
 TRUST = 0.05
+#: The same for who only reads. An idle consumer asks something every few seconds, and so notices within half a minute.
+TRUST_READING = 20.0
 
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _UNUSABLE: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
@@ -133,8 +135,7 @@ class Connections:
         return self._in_turn(lambda connection: connection.execute(statement, values).lastrowid or 0, self._attempts)
 
     def _in_turn(self, transaction: Callable[[sqlite3.Connection], T], attempts: int) -> T:
-        if self._writer is not None and SystemClock.monotonic() - self._seen_in_place > TRUST:
-            self._check_in_place()
+        self._trust(TRUST)
         tries = 0
         while True:
             tries += 1
@@ -177,6 +178,11 @@ class Connections:
                 if self._writer.in_transaction:  # what could not be rolled back in its own time
                     self._writer.execute("ROLLBACK")
                 return True, transaction(self._writer)
+
+    def _trust(self, duration: float) -> None:
+        """Look whether the file is in place, if that was not seen for so many seconds."""
+        if self._writer is not None and SystemClock.monotonic() - self._seen_in_place > duration:
+            self._check_in_place()
 
     @sheltered
     def _check_in_place(self) -> None:
@@ -237,8 +243,9 @@ class Connections:
         """Run ``work`` on a snapshot; it never waits for a writer and never holds one up.
 
         Raises:
-            StorageError: the file cannot be read.
+            StorageError: the file cannot be read, or is not the one that was opened.
         """
+        self._trust(TRUST_READING)
         self.writer()
         return self._patiently(lambda: self._read(work), self._attempts)
 

@@ -79,6 +79,18 @@ def test_a_consumer_that_is_not_registered_any_more_finishes_what_runs_and_ends_
         assert waiting.get(GET) == 1
 
 
+def test_an_idle_consumer_notices_that_its_file_was_replaced(
+    app: LiteQ, path: Path, caplog: pytest.LogCaptureFixture, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteq.storage.sqlite_connection.TRUST_READING", 0.0)
+    monkeypatch.setattr("liteq.consumer.scheduler.RECOVER_EVERY", 0.1)
+    app.counts()
+    app.backup(path.with_name("copy.db"))
+    with app.run_in_background():
+        path.with_name("copy.db").replace(path)
+        eventually(lambda: "deleted or replaced while it was in use" in caplog.text)
+
+
 def test_a_consumer_of_an_older_liteq_settles_what_runs_and_ends_with_an_error(
     app: LiteQ, tasks: Any, path: Path, gate: Path, log: str, caplog: pytest.LogCaptureFixture, eventually: Any
 ) -> None:

@@ -566,6 +566,17 @@ def test_a_file_that_was_put_in_the_place_of_another_is_noticed(path: Path, no_t
         assert [job.id for job in storage.find(JobFilter())] == [other.id]
 
 
+def test_who_only_reads_notices_too_that_the_file_is_gone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as storage:
+        add_many(storage, 2)
+        storage.counts()
+        path.unlink()
+        assert storage.counts()[JobState.READY] == 2  # for a while it trusts
+        monkeypatch.setattr(sqlite_connection, "TRUST_READING", -1.0)
+        with pytest.raises(StorageError, match="deleted or replaced"):
+            storage.counts()
+
+
 def test_a_file_that_became_garbage_is_refused_and_left_as_it_is(path: Path) -> None:
     with opened(path) as storage:
         add_many(storage, 1)
