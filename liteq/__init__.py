@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from liteq.schedule import Schedule
     from liteq.serializers import CompressedSerializer, JSONSerializer, PickleSerializer, Serializer, SignedSerializer
     from liteq.storage.base import Storage
+    from liteq.storage.file import FileStorage
     from liteq.storage.memory import MemoryStorage
     from liteq.storage.sqlite import SqliteStorage
     from liteq.task import Signature, Task
@@ -72,6 +73,7 @@ __all__ = [
     "DuplicateSchedule",
     "DuplicateTask",
     "Fail",
+    "FileStorage",
     "Finding",
     "JSONSerializer",
     "Job",
@@ -134,6 +136,7 @@ _ROOMS = {
     "schedule": ("Schedule",),
     "serializers": ("CompressedSerializer", "JSONSerializer", "PickleSerializer", "Serializer", "SignedSerializer"),
     "storage.base": ("Storage",),
+    "storage.file": ("FileStorage",),
     "storage.memory": ("MemoryStorage",),
     "storage.sqlite": ("SqliteStorage",),
     "task": ("Signature", "Task"),

@@ -32,8 +32,8 @@ from liteq.cli.target import opened
 _PROGRAM = "liteq"
 
 _EPILOG = """\
-APP is the path of an app in Python (shop.app), or of a queue's file (data/shop.db), which is opened without importing
-anybody's code: what contains a slash, exists as a file or ends in .db, .sqlite or .sqlite3.
+APP is the path of an app in Python (shop.app), or of a queue's file (data/shop.db) or directory, which is opened
+without importing anybody's code: what contains a slash, exists or ends in .db, .sqlite or .sqlite3.
 
 examples:
   liteq demo                                  watch it work: a queue, a consumer, a few hundred jobs

@@ -1,4 +1,4 @@
-"""Open what a command is about: an app by its path in Python, or a queue's file without anybody's code."""
+"""Open what a command is about: an app by its path in Python, or a queue's file or directory without anybody's code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def opened(target: str, *, verbose: bool = False) -> Iterator[LiteQ]:
     """The app that ``target`` names, for the length of the block.
 
     Args:
-        target: ``"module.app"``, or the path of a file.
+        target: ``"module.app"``, or the path of a file or of a directory.
         verbose: show the traceback of an error in the user's module.
 
     Raises:
@@ -36,15 +36,15 @@ def opened(target: str, *, verbose: bool = False) -> Iterator[LiteQ]:
 
 
 def is_file(target: str) -> bool:
-    """Whether this is the path of a file rather than of an app."""
+    """Whether this is the path of a file or of a directory rather than of an app."""
     separators = [os.sep] if os.altsep is None else [os.sep, os.altsep]
     return any(one in target for one in separators) or target.endswith(_ENDINGS) or Path(target).exists()
 
 
 def _on_file(path: str) -> LiteQ:
-    from liteq import SqliteStorage
+    from liteq import FileStorage, SqliteStorage
 
-    app = LiteQ(SqliteStorage(path, create=False))
+    app = LiteQ(FileStorage(path, create=False) if Path(path).is_dir() else SqliteStorage(path, create=False))
     app.immediate = False  # LITEQ_IMMEDIATE=1 is meant for an app's tests, not for a file that is looked at
     return app
 

@@ -15,7 +15,8 @@ import os
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 from weakref import WeakSet
@@ -55,7 +56,9 @@ class MemoryStorage(Storage):
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._bell = Bell()
+        self._bell = self._new_bell()
+        #: The random part of generated ids. Nothing else here is left to chance: see `liteq.storage.replay`.
+        self._draw: Callable[[], int] = partial(random.getrandbits, 40)
         self._next_seq = 1
         self._rows: dict[int, Job] = {}  # in order of seq, because a row is replaced in its place
         self._seqs: dict[str, int] = {}  # by id, chosen or generated
@@ -74,6 +77,9 @@ class MemoryStorage(Storage):
         self.gates = self._gates
         with _births:
             _storages.add(self)
+
+    def _new_bell(self) -> Bell:
+        return Bell()
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -102,7 +108,7 @@ class MemoryStorage(Storage):
         for job in jobs:
             row = chosen.get(job.id) or self.get(job.id)
             if row is None:
-                row = _new_row(job, seq)
+                row = _new_row(job, seq, self._draw)
                 chosen[row.id] = row
                 seq += 1
             rows.append(row)
@@ -567,7 +573,7 @@ def _waits_for_boot(schedule: Schedule, boot: str) -> bool:
     return schedule.boot is not None and schedule.boot != boot and not stands_still
 
 
-def _new_row(job: Job, seq: int) -> Job:
+def _new_row(job: Job, seq: int, draw: Callable[[], int]) -> Job:
     """A row for a job that was never claimed, whatever else it says of itself."""
     if job.state not in (JobState.READY, JobState.SCHEDULED) or (job.state == JobState.SCHEDULED and job.due is None):
         raise StorageError(
@@ -575,7 +581,7 @@ def _new_row(job: Job, seq: int) -> Job:
         )
     return Job(
         seq,
-        job.id or f"{seq}-{random.getrandbits(40):010x}",
+        job.id or f"{seq}-{draw():010x}",
         job.task,
         job.state,
         job.queue,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from threading import RLock
+from typing import NamedTuple
 
 from liteq.gates import LAPSED, LIMIT_MARK, Need, has_lapsed, reason
 from liteq.job import Job, JobState
@@ -15,7 +16,7 @@ from liteq.storage.gates import Gates, GateState, Place, Taken
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class Standing:
     """One who holds a slot or stands in line. ``queue`` is that of a blocked job, ``None`` for a caller."""
 
     number: int
@@ -44,13 +45,22 @@ class _Gate:
     line: list[tuple[int, int, int]] = field(default_factory=list)
     woken: set[int] = field(default_factory=set)
 
-    def remove(self, place: _Standing) -> None:
+    def remove(self, place: Standing) -> None:
         """Take somebody out, wherever he is."""
         self.held.discard(place.number)
         self.woken.discard(place.number)
         index = bisect_left(self.line, place.rank)
         if self.line[index : index + 1] == [place.rank]:
             del self.line[index]
+
+
+class GateTable(NamedTuple):
+    """Everything that is known of the gates, to be written down: who is where, the gates by name with their slots and
+    task, and the number of the next place."""
+
+    places: tuple[Standing, ...]
+    gates: tuple[tuple[str, int, str | None], ...]
+    next: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +95,23 @@ class MemoryGates(Gates):
     def __init__(self, house: House) -> None:
         self._house = house
         self._gates: dict[str, _Gate] = {}
-        self._places: dict[int, _Standing] = {}
+        self._places: dict[int, Standing] = {}
         self._of_job: dict[int, set[int]] = {}
         self._next = 1
 
     # ── called by the storage, under its lock ────────────────────────────────────────────────────────
+
+    def table(self) -> GateTable:
+        """Everything, to be written down."""
+        gates = tuple((name, gate.slots, gate.task) for name, gate in self._gates.items())
+        return GateTable(tuple(self._places.values()), gates, self._next)
+
+    def restore(self, table: GateTable) -> None:
+        """Become as a table says; nobody is at any gate yet."""
+        self._gates = {name: _Gate(slots, task) for name, slots, task in table.gates}
+        self._next = table.next
+        for place in table.places:
+            self._stand(place)
 
     def left(self, seqs: Iterable[int], now: float) -> None:
         """These jobs have moved on, from wherever they were: they are at no gate any more."""
@@ -140,7 +162,7 @@ class MemoryGates(Gates):
         before = sum(one.rank < rank for one in islice(self._line(name, now), free))
         return before < free
 
-    def _line(self, name: str, now: float) -> Iterator[_Standing]:
+    def _line(self, name: str, now: float) -> Iterator[Standing]:
         """Those in line for whom a slot is kept, in order."""
         skipped = self._skipped(name, now)
         for *_, number in self._gates[name].line:
@@ -165,15 +187,20 @@ class MemoryGates(Gates):
         queue: str | None = None,
     ) -> int:
         number, self._next = self._next, self._next + 1
-        place = _Standing(number, gate, held, -rank[0], rank[1], job, owner, queue, now)
-        self._places[number] = place
-        if job is not None:
-            self._of_job.setdefault(job, set()).add(number)
-        if held:
-            self._gates[gate].held.add(number)
-        else:
-            insort(self._gates[gate].line, place.rank)
+        self._stand(Standing(number, gate, held, -rank[0], rank[1], job, owner, queue, now))
         return number
+
+    def _stand(self, place: Standing) -> None:
+        self._places[place.number] = place
+        gate = self._gates[place.gate]
+        if place.job is not None:
+            self._of_job.setdefault(place.job, set()).add(place.number)
+        if place.held:
+            gate.held.add(place.number)
+            return
+        insort(gate.line, place.rank)
+        if place.woken is not None:
+            gate.woken.add(place.number)
 
     def _drop(self, numbers: Iterable[int]) -> set[str]:
         """Forget these places; returns the gates at which they were."""
@@ -209,7 +236,7 @@ class MemoryGates(Gates):
                 done = self._let_out(place, now) or done
         return done
 
-    def _let_out(self, place: _Standing, now: float) -> bool:
+    def _let_out(self, place: Standing, now: float) -> bool:
         """Make a blocked job ready, if there is room for it at the other gates too."""
         places = [self._places[number] for number in self._of_job[place.job or 0]]
         others = [other for other in places if other.gate != place.gate]
@@ -298,7 +325,7 @@ class MemoryGates(Gates):
         self._let_in(self._drop(numbers), now)
         return bool(numbers)
 
-    def _owner_of(self, place: _Standing) -> int | None:
+    def _owner_of(self, place: Standing) -> int | None:
         """On whose life a place depends; a job that only waits to be claimed depends on nobody's."""
         if place.job is None:
             return place.owner
@@ -314,7 +341,7 @@ class MemoryGates(Gates):
 
     def _put_out_dead(self, now: float) -> bool:
         owners = {owner for place in self._places.values() if (owner := self._owner_of(place)) is not None}
-        return sum(self._put_out(owner, now) for owner in owners if self._house.is_dead(owner)) > 0
+        return sum(self._put_out(owner, now) for owner in sorted(owners) if self._house.is_dead(owner)) > 0
 
     def clear(self, names: Iterable[str], now: float) -> set[str]:
         with self._house.lock:

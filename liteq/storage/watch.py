@@ -292,6 +292,7 @@ class InotifyWatch(Watch):
         database: the database file; it need not exist.
         slots: the directory of the slot files. The caller creates it (`Slot.take` does); while it is missing each
             `changed` looks for it again.
+        journal: watch this file instead, which takes the part of the ``-wal`` file; ``database`` does not matter.
 
     Raises:
         OSError, ImportError, AttributeError: inotify cannot be used here. (When it stops working later, because the
@@ -299,9 +300,9 @@ class InotifyWatch(Watch):
             change, until it works again.)
     """
 
-    def __init__(self, database: Path, slots: Path) -> None:
+    def __init__(self, database: Path, slots: Path, journal: Path | None = None) -> None:
         self._inotify: _Inotify | None = None
-        wal = _wal_of(database)
+        wal = journal or _wal_of(database)
         self._wal = _Watched(os.fsencode(wal), WAL_EVENTS, Change.DATA)
         self._directory = _Watched(os.fsencode(wal.parent), DIRECTORY_EVENTS, Change.NOTHING)
         self._slots = _Watched(os.fsencode(slots), SLOTS_EVENTS, Change.SLOTS)
@@ -392,15 +393,16 @@ class KqueueWatch(Watch):
     Args:
         database: the database file; it need not exist.
         slots: the directory of the slot files; while it is missing each `changed` looks for it again.
+        journal: watch this file instead, which takes the part of the ``-wal`` file.
 
     Raises:
         OSError, AttributeError: kqueue cannot be used here.
     """
 
-    def __init__(self, database: Path, slots: Path) -> None:
+    def __init__(self, database: Path, slots: Path, journal: Path | None = None) -> None:
         self._queue: Any = None
         self._open: dict[Path, int] = {}
-        wal = _wal_of(database)
+        wal = journal or _wal_of(database)
         self._directory = wal.parent
         self._meanings = {wal.parent: Change.NOTHING, wal: Change.DATA, Path(slots): Change.SLOTS}
         self._queue = _kernel.kqueue()
@@ -790,6 +792,22 @@ def watch_database(database: Path, slots: Path, *, kind: str | None = None) -> W
         except (OSError, ImportError, AttributeError):
             continue
     return PollingWatch(database, slots)
+
+
+def watch_file(journal: Path, slots: Path) -> Watch:
+    """Watch a file that is appended to, and replaced now and then, with the best means there is.
+
+    Args:
+        journal: the file; it need not exist.
+        slots: the directory of the consumers' slot files; it need not exist.
+    """
+    place = Path(os.path.realpath(journal.parent)) / journal.name
+    for candidate in ("inotify",) if sys.platform == "linux" else ("kqueue",):
+        try:
+            return InotifyWatch(place, slots, place) if candidate == "inotify" else KqueueWatch(place, slots, place)
+        except (OSError, ImportError, AttributeError):
+            continue
+    return PollingWatch(place, slots)
 
 
 def _watch_by(kind: str, database: Path, slots: Path) -> Watch:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from liteq import Cancel, Fail, LiteQ, Retry, Snooze
+from liteq import Cancel, Fail, FileStorage, LiteQ, Retry, Snooze
 from liteq.context import TaskContext
 from liteq.job import Job
 
@@ -661,9 +661,13 @@ def build(path: str | Path, *, wise: bool = False, **options: Any) -> LiteQ:
     """An app over a file of its own, with every task of this module.
 
     Args:
+        path: of a SQLite file, or, without a suffix, of the directory of a FileStorage.
         wise: with `news`.
     """
-    app = LiteQ(path, **({"durability": "normal"} | options))
+    if Path(path).suffix:
+        app = LiteQ(path, **({"durability": "normal"} | options))
+    else:
+        app = LiteQ(FileStorage(path, durability="normal"), **options)
     for function, chosen in _tasks:
         app.task(**chosen)(function)
     app.task(enqueue_another(app))

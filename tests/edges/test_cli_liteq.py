@@ -557,7 +557,7 @@ def test_an_app_is_imported_and_what_it_prints_is_not_data(shop: Shop) -> None:
     [
         ("missing.db", 1, "missing.db does not exist"),
         ("no/such/place", 1, "does not exist"),
-        (".", 1, "is a directory"),
+        (".", 1, "is not a queue's directory"),
         ("text.db", 1, "is not a SQLite database"),
         ("shop", 2, "not the path of an app"),
         ("nowhere.app", 2, "there is no module 'nowhere'"),

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 from liteq import (
+    FileStorage,
     Job,
     JobState,
     LiteQ,
@@ -116,6 +117,8 @@ def a_local_call_is_the_function() -> None:
 
 def options_are_checked() -> None:
     LiteQ(storage=7)  # type: ignore[arg-type]
+    LiteQ(FileStorage("queue", durability="normal"))
+    FileStorage("queue", durability="some")  # type: ignore[arg-type]
     LiteQ(durability="some")  # type: ignore[arg-type]
     LiteQ(serialiser="json")  # type: ignore[call-arg]
     app.task(retries="3")  # type: ignore[call-overload]

@@ -30,6 +30,7 @@ from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revoca
 from liteq.retry import RetryDelay
 from liteq.schedule import Schedule
 from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Storage, Turn
+from liteq.storage.file import FileStorage
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.sqlite import SqliteStorage
 
@@ -37,6 +38,7 @@ from liteq.storage.sqlite import SqliteStorage
 CONTESTANTS: dict[str, Callable[[Path], Storage]] = {
     "memory": lambda directory: MemoryStorage(),
     "sqlite": lambda directory: SqliteStorage(directory / "queue.db", durability="normal"),
+    "file": lambda directory: FileStorage(directory / "queue", durability="normal"),
 }
 
 NOW = 1_700_000_000.0

@@ -73,7 +73,9 @@ def consumer_keys(number: int, alive: bool, said: Mapping[str, object]) -> dict[
 
 
 def size_of(path: str) -> int:
-    """The size of a file in bytes; 0 where there is none."""
+    """The size of a file in bytes, or of the files in a directory; 0 where there is none."""
+    if Path(path).is_dir():
+        return sum(entry.stat().st_size for entry in Path(path).iterdir() if entry.is_file())
     try:
         return Path(path).stat().st_size
     except FileNotFoundError:
@@ -82,7 +84,8 @@ def size_of(path: str) -> int:
 
 def _show_file(seen: Mapping[str, Any], output: Output) -> None:
     output.line(f"file      {escaped(seen['location'])}")
-    output.line(f"size      {in_bytes(seen['size'])}, and {in_bytes(seen['wal_size'])} in its WAL")
+    wal = "" if Path(seen["location"]).is_dir() else f", and {in_bytes(seen['wal_size'])} in its WAL"
+    output.line(f"size      {in_bytes(seen['size'])}{wal}")
     if seen["schema"] is not None:
         output.line(f"schema    {seen['schema']}")
     if seen["next_due_at"] is not None:
