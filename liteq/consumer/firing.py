@@ -14,7 +14,7 @@ from liteq import logs
 from liteq.consumer.boot import boot_id
 from liteq.engine import Engine
 from liteq.instants import moment
-from liteq.schedule import FREE, Busy, Decision, Schedule, aimed, decide, job_of
+from liteq.schedule import FREE, Busy, Decision, Schedule, aimed, decide, job_of, trigger_of
 from liteq.schedules import declared_elsewhere, orphan, write_declared
 from liteq.slots import busy, fire
 from liteq.storage.base import Fire
@@ -151,8 +151,8 @@ class Firing:
     # ── firing ───────────────────────────────────────────────────────────────────────────────────────
 
     def _look(self, wall: float, now: float) -> None:
-        storage = self._engine.storage
-        if self._look_at is not None:
+        storage, told = self._engine.storage, self._look_at is not None
+        if told:
             storage.barrier()  # an event comes when a writer begins; what he wrote is visible after this
         self._take_back_from_aside()
         due = storage.due_schedules(wall, self._boot, AT_ONCE, self._aside.keys())
@@ -161,8 +161,20 @@ class Firing:
         full = len(due) >= AT_ONCE
         self._fire_again_at = now + SPACED if due and not full and not self._burst else now
         self._next = wall if full else storage.next_schedule(self._aside.keys())
+        if told and self._next is not None and self._next > wall:
+            self._read_ahead(self._next)
         self._look_at, self._looked = None, now  # last: what fails is done again
         self.made_ready = self.made_ready or (self._next is not None and self._next <= wall)
+
+    def _read_ahead(self, wall: float) -> None:
+        """Read what is due next while there is time: the first trigger that a consumer reads costs the import of all of
+        them and of the zones, and made the first run 50 ms late.
+        """
+        for schedule in self._engine.storage.due_schedules(wall, self._boot, AT_ONCE, self._aside.keys()):
+            try:
+                trigger_of(schedule).next(moment(wall))
+            except _NONSENSE:
+                continue  # it is reported when it is due, if it still stands there
 
     def _take_back_from_aside(self) -> None:
         """Look again at what was left alone and has changed since."""

@@ -30,7 +30,7 @@ from liteq.engine import Ended
 from liteq.execution import NoDeadline, execute
 from liteq.instants import moment
 from liteq.job import Ending, Job, JobFilter, JobState, Outcome, Progress
-from liteq.schedule import AFTER_JOB, MOST_AT_ONCE, MOST_FOLLOWERS, slot_id
+from liteq.schedule import AFTER_JOB, MOST_AT_ONCE, MOST_FOLLOWERS, parsed, slot_id
 from liteq.slots import _heads
 from liteq.storage.base import ClaimRequest
 
@@ -147,6 +147,19 @@ def test_the_consumer_asks_for_the_very_instant(world: World) -> None:
     keeper.step()
     assert keeper.scheduler._firing is not None
     assert keeper.scheduler._firing.run(0.0) == 7.25
+
+
+@pytest.mark.parametrize("trigger", ["every 10s", "30 2 * * *"])
+def test_a_trigger_is_read_before_its_slot_and_not_at_it(world: World, trigger: str) -> None:
+    world.add(trigger)
+    parsed.cache_clear()  # as in a consumer that was there before the schedule
+    keeper = world.keeper()
+    keeper.live(1)
+    read = parsed.cache_info().misses
+    assert read == 1
+    keeper.live(24 * HOUR)
+    assert world.slots
+    assert parsed.cache_info().misses == read
 
 
 def test_nothing_is_looked_up_while_nothing_is_due(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
