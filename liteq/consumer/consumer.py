@@ -123,11 +123,12 @@ class Consumer:
         if slot is not None and self.options.worker_type == "process":
             from liteq.consumer.pools.process import numbers
 
-            begun.prepare(slot, numbers(self.options.workers), boxes=True)
+            workers = numbers(self.options.workers)
+            begun.prepare(slot, workers, boxes=workers)
         elif slot is not None and self.options.worker_type == "greenlet":
             from liteq.consumer.pools import greenlet
 
-            begun.prepare(slot, greenlet.numbers(self.options.workers))
+            begun.prepare(slot, greenlet.numbers(self.options.workers), boxes=greenlet.MOST_PROCESSES)
         elif slot is not None:
             begun.prepare(slot, 2 * self.options.workers + 1)
         return slot

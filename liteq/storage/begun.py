@@ -11,6 +11,7 @@ Nothing is erased when a job ends: it is not running any more then, and nobody a
 
 Behind those eight bytes each worker process has a black box in the same file: the last lines that its job has logged,
 and what it had used of the machine before the job. Whoever finds it dead, its consumer or another one, reads it there.
+Where many jobs share a process, its box is shared too, and each line in it says whose it is.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import NamedTuple
 
 from liteq.job import Death
 
-_MAGIC = b"liteq begun 2\n"
+_MAGIC = b"liteq begun 3\n"
 #: Not at the start of the file: on Windows its first byte is what is locked.
 _START = 16
 _WORKERS = struct.Struct("<H")
@@ -38,9 +39,10 @@ LOG_BYTES, LOG_LINES = 4096, 20
 #: Twice that, so that a line that is being written when the worker is killed spoils nothing that is read.
 _RING = 2 * LOG_BYTES
 #: Where in the log the present job begins, and where it ends; CPU seconds before the job; at the worker's end, where it
-#: came to say so: all its CPU seconds, and its peak memory in bytes. And the one job that it may still run; 0: any.
-_HEAD = struct.Struct("<QQddQq")
-_SINCE, _WRITTEN, _BEFORE, _AT_END, _ONLY = 0, 8, 16, 24, 40
+#: came to say so: all its CPU seconds, and its peak memory in bytes. The one job that it may still run; 0: any. And 1
+#: where several jobs share it.
+_HEAD = struct.Struct("<QQddQqq")
+_SINCE, _WRITTEN, _BEFORE, _AT_END, _ONLY, _SHARED = 0, 8, 16, 24, 40, 48
 _POSITION, _SECONDS, _END = struct.Struct("<Q"), struct.Struct("<d"), struct.Struct("<dQ")
 _BOX = _HEAD.size + _RING
 #: No job has such a number.
@@ -50,20 +52,19 @@ _NOTHING = -1
 CAN_RECORD = hasattr(os, "pwrite")
 
 
-def prepare(descriptor: int, workers: int, *, boxes: bool = False) -> None:
+def prepare(descriptor: int, workers: int, *, boxes: int = 0) -> None:
     """Make room for so many workers, so that recording never needs a new block of a disk that is full by then.
 
     Args:
         descriptor: of the slot file.
         workers: how many.
-        boxes: with a black box for each.
+        boxes: how many of them, from the first, have a black box.
 
     Raises:
         OSError: the disk is full already.
     """
     if CAN_RECORD:
-        size = (_SEQ.size + _BOX if boxes else _SEQ.size) * workers
-        os.pwrite(descriptor, _MAGIC + _WORKERS.pack(workers) + bytes(size), _START)
+        os.pwrite(descriptor, _MAGIC + _WORKERS.pack(workers) + bytes(_SEQ.size * workers + _BOX * boxes), _START)
 
 
 class Recorder:
@@ -120,7 +121,7 @@ class BlackBox:
         self._file = file
         self._at = at
         self._since = self._written = 0
-        _HEAD.pack_into(file, at, 0, 0, 0.0, 0.0, 0, 0)
+        _HEAD.pack_into(file, at, 0, 0, 0.0, 0.0, 0, 0, 0)
 
     @property
     def closed(self) -> bool:
@@ -138,6 +139,18 @@ class BlackBox:
             _POSITION.pack_into(self._file, self._at + _SINCE, self._since)
         if before is not None:
             _SECONDS.pack_into(self._file, self._at + _BEFORE, before)
+
+    def share(self) -> None:
+        """Several jobs log here at once: what is written from now on comes from `tagged`."""
+        _SEQ.pack_into(self._file, self._at + _SHARED, 1)
+
+    def resume(self, before: float) -> None:
+        """Of those that share it, one goes on.
+
+        Args:
+            before: CPU seconds of the worker that were not this job's.
+        """
+        _SECONDS.pack_into(self._file, self._at + _BEFORE, before)
 
     def write(self, text: bytes) -> None:
         """Something was logged; of more than LOG_BYTES the end is kept."""
@@ -164,6 +177,16 @@ class BlackBox:
         _END.pack_into(self._file, self._at + _AT_END, used, peak)
 
 
+def tagged(seq: int, text: str) -> str:
+    """Lines for a box that is shared, as those of this job."""
+    return "".join(f"{seq}\t{line}\n" for line in text.splitlines())
+
+
+def anew(seq: int) -> str:
+    """The line for a box that is shared which says that this job begins once more."""
+    return f"{seq}\n"
+
+
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -184,16 +207,31 @@ def read(path: Path) -> dict[int, Death] | None:
         return None
     if not data[_START:].startswith(_MAGIC):
         return None
-    remains = [_remains(data, worker) for worker in range(_workers(data))]
+    # From the last: what has no box knows only that the job was begun, and comes behind what has one.
+    remains = [_remains(data, worker) for worker in reversed(range(_workers(data)))]
     return {one.seq: one.death for one in remains if one.seq}
 
 
 def read_worker(descriptor: int, worker: int) -> Remains | None:
     """What this worker has left behind; ``None`` where nothing can have been recorded."""
+    data = _prepared(descriptor)
+    return None if data is None else _remains(data, worker)
+
+
+def log_of(descriptor: int, worker: int, seq: int) -> str:
+    """The last lines that this job, one of those that share the worker's box, has logged."""
+    data = _prepared(descriptor)
+    at = 0 if data is None else _box_at(data, worker)
+    if data is None or at + _BOX > len(data):
+        return ""
+    return _log_in(data, at, seq)
+
+
+def _prepared(descriptor: int) -> bytes | None:
     if not CAN_RECORD:
         return None
     data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-    return _remains(data, worker) if data[_START:].startswith(_MAGIC) else None
+    return data if data[_START:].startswith(_MAGIC) else None
 
 
 def take_back(descriptor: int, worker: int) -> int:
@@ -221,16 +259,33 @@ def _remains(data: bytes, worker: int) -> Remains:
     at = _box_at(data, worker)
     if at + _BOX > len(data):
         return Remains(seq, 0.0, Death())
-    since, written, before, used, peak, _ = _HEAD.unpack_from(data, at)
-    log = _log(data[at + _HEAD.size : at + _BOX], since, written)
-    return Remains(seq, before, Death(peak or None, max(0.0, used - before) if used else None, log))
+    _, _, before, used, peak, _, _ = _HEAD.unpack_from(data, at)
+    death = Death(peak or None, max(0.0, used - before) if used else None, _log_in(data, at, seq))
+    return Remains(seq, before, death)
 
 
-def _log(ring: bytes, since: int, written: int) -> str:
+def _log_in(data: bytes, at: int, seq: int) -> str:
+    """The last lines of this job in the box that begins here."""
+    since, written, *_, shared = _HEAD.unpack_from(data, at)
+    lines = _lines(data[at + _HEAD.size : at + _BOX], since, written)
+    return "\n".join((_own(lines, seq) if shared else lines)[-LOG_LINES:])
+
+
+def _lines(ring: bytes, since: int, written: int) -> list[str]:
     """The last lines that were written after ``since``."""
     first = max(since, written - LOG_BYTES)
     start, length = first % _RING, max(0, written - first)
     lines = (ring + ring)[start : start + length].decode("utf-8", "replace").splitlines()
     if first > since and len(lines) > 1:
         del lines[0]  # its beginning is lost
-    return "\n".join(lines[-LOG_LINES:])
+    return lines
+
+
+def _own(lines: list[str], seq: int) -> list[str]:
+    """Of lines from `tagged`, those of this job, since it began last."""
+    own: list[str] = []
+    for line in lines:
+        whose, tab, text = line.partition("\t")
+        if whose == str(seq):
+            own = [*own, text] if tab else []
+    return own

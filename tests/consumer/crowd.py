@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workshop import note
+from workshop import lines, note
 
 from liteq import LiteQ
 
@@ -197,6 +198,33 @@ def die(log: str) -> None:
     note(log, "dies")
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
+
+
+@task()
+def chatter(gate: str, log: str, seconds: float) -> None:
+    """Use so much, and go on saying so."""
+    _burn(seconds)
+    note(log, "chatters")
+    while not Path(gate).exists():
+        logging.getLogger("crowd").warning("a neighbour\nsays something")
+        time.sleep(0.005)
+
+
+@task(max_crashes=2)
+def log_and_die(log: str, stretches: int, seconds: float) -> None:
+    """Log a line and use so much, several times, while others run in between; then die, in its second attempt alone."""
+    for number in range(stretches):
+        logging.getLogger("crowd").warning("stretch %d of %d", number, len(lines(log)))
+        _burn(seconds)
+        time.sleep(0.02)
+    note(log, "dies")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _burn(seconds: float) -> None:
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
 
 
 @task()

@@ -4,6 +4,7 @@ they do to each other there.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from kinds import GET, endings, failure_of
 from workshop import lines
 
 from liteq import ConfigurationError, JobState, LiteQ, TaskRevoked
+from liteq.consumer.log_setup import LogSetup
 from liteq.job import Ending
 
 pytest.importorskip("gevent")
@@ -163,6 +165,36 @@ def test_only_the_job_that_was_running_is_blamed_for_a_death(
         assert [other.get(GET) for other in others] == ["a", "b"]
     assert [(other.job().attempt, other.job().crashes) for other in others] == [(1, 0), (1, 0)]
     assert sorted(lines(log)) == ["a", "a", "b", "b", "once"], "its second death has taken others along"
+
+
+def test_a_crash_tells_what_the_job_itself_has_logged_and_used(
+    app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any
+) -> None:
+    with consume(app, workers=4, log=LogSetup(level=logging.WARNING, file=log + ".lines")):
+        neighbour = tasks.chatter(str(gate), log + ".other", 0.6)
+        eventually(lambda: lines(log + ".other"))
+        died = tasks.log_and_die(log, 4, 0.05)
+        assert failure_of(died).error_type == "WorkerCrashed"
+        gate.touch()
+        neighbour.get(GET)
+    first, second = died.job().attempts
+    for attempt, number in ((first, 0), (second, 1)):
+        words = [f"WARNING crowd: stretch {stretch} of {number}" for stretch in range(4)]
+        assert [line[line.index("WARNING") :] for line in attempt.log.splitlines()] == words
+        assert attempt.details == "killed by SIGKILL"
+        assert attempt.peak_rss is not None
+        assert attempt.cpu_time is not None
+        assert attempt.cpu_time > 0.15
+    assert first.cpu_time < 0.6, "what the neighbour has used before is not its own"
+
+
+def test_a_job_that_is_killed_at_its_timeout_tells_the_same(app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
+    with consume(app, workers=2):
+        grinding = tasks.grind(log)
+        assert failure_of(grinding).error_type == "TaskTimeout"
+    (attempt,) = grinding.job().attempts
+    assert attempt.cpu_time is not None
+    assert 0.1 < attempt.cpu_time < 60
 
 
 def test_nothing_holds_up_the_end(app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any) -> None:

@@ -40,8 +40,8 @@ def test_nothing_is_known_of_a_file_that_was_not_prepared(slot: tuple[Path, int]
     assert begun.read_worker(descriptor, 0) is None
 
 
-@pytest.mark.parametrize("boxes", [False, True])
-def test_each_worker_records_what_it_begins(slot: tuple[Path, int], boxes: bool) -> None:
+@pytest.mark.parametrize("boxes", [0, WORKERS])
+def test_each_worker_records_what_it_begins(slot: tuple[Path, int], boxes: int) -> None:
     path, descriptor = slot
     begun.prepare(descriptor, WORKERS, boxes=boxes)
     assert begun.read(path) == {}
@@ -62,7 +62,7 @@ def test_a_file_without_boxes_has_none(slot: tuple[Path, int]) -> None:
 
 def test_a_box_tells_what_the_present_job_has_logged_and_used(slot: tuple[Path, int]) -> None:
     path, descriptor = slot
-    begun.prepare(descriptor, WORKERS, boxes=True)
+    begun.prepare(descriptor, WORKERS, boxes=WORKERS)
     recorder = begun.Recorder(descriptor)
     box, other = box_of(recorder, 1), box_of(recorder, 2)
     other.write(b"of another worker\n")
@@ -78,7 +78,7 @@ def test_a_box_tells_what_the_present_job_has_logged_and_used(slot: tuple[Path, 
 
 
 def test_a_job_that_has_logged_nothing_does_not_inherit_a_log(slot: tuple[Path, int]) -> None:
-    begun.prepare(slot[1], WORKERS, boxes=True)
+    begun.prepare(slot[1], WORKERS, boxes=WORKERS)
     recorder = begun.Recorder(slot[1])
     box = box_of(recorder, 0)
     box.begin(None)
@@ -90,7 +90,7 @@ def test_a_job_that_has_logged_nothing_does_not_inherit_a_log(slot: tuple[Path, 
 
 
 def test_a_worker_that_takes_over_a_number_begins_with_an_empty_box(slot: tuple[Path, int]) -> None:
-    begun.prepare(slot[1], WORKERS, boxes=True)
+    begun.prepare(slot[1], WORKERS, boxes=WORKERS)
     for _ in range(2):
         recorder = begun.Recorder(slot[1])
         box_of(recorder, 0).begin(3.0)
@@ -99,10 +99,37 @@ def test_a_worker_that_takes_over_a_number_begins_with_an_empty_box(slot: tuple[
         recorder.close()
 
 
+def test_jobs_that_share_a_box_have_each_its_own_lines(slot: tuple[Path, int]) -> None:
+    path, descriptor = slot
+    begun.prepare(descriptor, WORKERS, boxes=1)
+    recorder = begun.Recorder(descriptor)
+    assert recorder.box(1) is None
+    box = box_of(recorder, 0)
+    box.share()
+    for text in (
+        begun.tagged(5, "of an earlier attempt"),
+        begun.tagged(6, "first\nand second"),
+        begun.tagged(0, "of nobody"),
+        begun.anew(5),
+        begun.tagged(5, "5\twith a tab"),
+        begun.tagged(66, "of another one"),
+    ):
+        box.write(text.encode())
+    box.resume(2.0)
+    recorder.record(0, 6)
+    for worker, seq in ((1, 5), (2, 6)):
+        recorder.record(worker, seq)
+    assert begun.read_worker(descriptor, 0) == (6, 2.0, Death(log="first\nand second"))
+    assert begun.log_of(descriptor, 0, 5) == "5\twith a tab"
+    assert begun.log_of(descriptor, 0, 7) == begun.log_of(descriptor, 1, 5) == ""
+    recorder.close()
+    assert begun.read(path) == {5: Death(), 6: Death(log="first\nand second")}
+
+
 @given(st.lists(st.integers(0, 2 * begun.LOG_BYTES), max_size=12), st.integers(0, 12))
 def test_the_last_lines_are_kept_however_much_was_logged(lengths: list[int], begin: int) -> None:
     descriptor = os.memfd_create("slot") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
-    begun.prepare(descriptor, 1, boxes=True)
+    begun.prepare(descriptor, 1, boxes=1)
     recorder = begun.Recorder(descriptor)
     box = box_of(recorder, 0)
     lines = [f"{number}:".ljust(length, "x") for number, length in enumerate(lengths)]
@@ -124,7 +151,7 @@ def test_the_last_lines_are_kept_however_much_was_logged(lengths: list[int], beg
 
 
 def test_a_line_that_is_cut_off_at_the_front_is_left_out(slot: tuple[Path, int]) -> None:
-    begun.prepare(slot[1], 1, boxes=True)
+    begun.prepare(slot[1], 1, boxes=1)
     recorder = begun.Recorder(slot[1])
     box = box_of(recorder, 0)
     for number in range(10):
@@ -138,7 +165,7 @@ def test_a_line_that_is_cut_off_at_the_front_is_left_out(slot: tuple[Path, int])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_what_a_killed_process_has_written_is_read_by_others(slot: tuple[Path, int]) -> None:
     path, descriptor = slot
-    begun.prepare(descriptor, WORKERS, boxes=True)
+    begun.prepare(descriptor, WORKERS, boxes=WORKERS)
     pid = os.fork()
     if pid == 0:
         recorder = begun.Recorder(descriptor)
@@ -160,7 +187,7 @@ def test_what_a_killed_process_has_written_is_read_by_others(slot: tuple[Path, i
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_forked_process_has_let_go_of_the_box(slot: tuple[Path, int]) -> None:
-    begun.prepare(slot[1], WORKERS, boxes=True)
+    begun.prepare(slot[1], WORKERS, boxes=WORKERS)
     recorder = begun.Recorder(slot[1])
     box = box_of(recorder, 1)
     pid = os.fork()

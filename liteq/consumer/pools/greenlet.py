@@ -34,10 +34,11 @@ from liteq import logs
 from liteq.consumer.loading import split_path
 from liteq.consumer.log_setup import LogSetup
 from liteq.consumer.options import ConsumerOptions
+from liteq.consumer.pools import usage
 from liteq.consumer.pools.base import GRACE, Pool, StackSource
 from liteq.consumer.pools.child import WorkerProcess
 from liteq.consumer.pools.messages import pack_job, unpack_outcome
-from liteq.consumer.pools.process import FIRST_RETRY, LAST_RETRY, LEAVE
+from liteq.consumer.pools.process import FIRST_RETRY, LAST_RETRY, LEAVE, death_of
 from liteq.consumer.pools.pulse import ASK_EVERY, Pulse
 from liteq.consumer.pools.worker import WorkerSetup
 from liteq.engine import Ended
@@ -57,10 +58,10 @@ MOST_PROCESSES = 8
 
 
 def numbers(size: int) -> int:
-    """How many numbers a consumer with so many greenlets has to record what was begun: for each of them, for each
-    coroutine beside them, and for each process, whose code runs.
+    """How many numbers a consumer with so many greenlets has to record what was begun: for each process, whose code
+    runs (these have a black box); for each greenlet; and for each coroutine beside them.
     """
-    return 2 * size + MOST_PROCESSES
+    return MOST_PROCESSES + 2 * size
 
 
 class GreenletPool(Pool):
@@ -90,7 +91,7 @@ class GreenletPool(Pool):
         self._max_tasks = options.max_tasks
         self._setup = WorkerSetup(0, options.app_path, [], log)
         self._liveness = liveness
-        self._numbers = deque(range(self.size))
+        self._numbers = deque(range(MOST_PROCESSES, MOST_PROCESSES + self.size))
         self._backlog: deque[Job] = deque()
         self._suspects: deque[Job] = deque()
         self._ended: list[Ended] = []
@@ -310,10 +311,11 @@ class GreenletPool(Pool):
         """The process is dead: settle what ran on it, and start another one."""
         how, used = one.bury(self._selector)
         self._hubs.remove(one)
-        death = None if used is None else Death(used.peak)
-        culprit = self._culprit(one)
+        remains = None if self._liveness is None else begun.read_worker(self._liveness, one.number)
+        culprit = self._culprit(one, remains)
         for ticket in list(one.tickets.values()):
             if culprit in (ticket.job.seq, None) or self._fails_at_crash(ticket.job):
+                death = self._death(one, ticket, used, remains)
                 self._settle(one, ticket, self._last_outcome(one, ticket, how, death))
             else:
                 self._settle(one, ticket, self._outcome(ticket))
@@ -323,11 +325,20 @@ class GreenletPool(Pool):
             logs.say(logs.WARNING, "the process of the greenlets died", pid=one.pid, how=how)
         self._refill(self._clock.monotonic())
 
-    def _culprit(self, one: HubProcess) -> int | None:
+    def _death(
+        self, one: HubProcess, ticket: Ticket, used: usage.Usage | None, remains: begun.Remains | None
+    ) -> Death | None:
+        """What is known of a job's end: its last lines, and, if its code ran, what it had used."""
+        seq = ticket.job.seq
+        if remains is not None and remains.seq == seq:
+            return death_of(used, remains)
+        log = "" if self._liveness is None else begun.log_of(self._liveness, one.number, seq)
+        return Death(None if used is None else used.peak, log=log)
+
+    def _culprit(self, one: HubProcess, remains: begun.Remains | None) -> int | None:
         """Whose code the process executed as it died; ``None``: nobody's, so it may have been any of them."""
         if one.killed_for is not None:
             return one.killed_for
-        remains = None if self._liveness is None else begun.read_worker(self._liveness, one.number)
         return remains.seq if remains is not None and remains.seq in one.tickets else None
 
     def _fails_at_crash(self, job: Job) -> bool:
@@ -350,6 +361,7 @@ class GreenletPool(Pool):
             error_type="TaskTimeout",
             message="the task ran longer than its timeout and did not stop; the process of its greenlet was killed",
             details=how,
+            death=death,
             retryable=definition is None or is_retryable(TaskTimeout(), definition.for_job(ticket.job)),
         )
 
@@ -374,7 +386,7 @@ class GreenletPool(Pool):
 
     def _start_one(self, *, is_cell: bool) -> None:
         taken = {one.number for one in self._hubs}
-        free = next((one for one in range(2 * self.size, numbers(self.size)) if one not in taken), None)
+        free = next((one for one in range(MOST_PROCESSES) if one not in taken), None)
         if free is None:
             return  # so many are on their way out; they are killed if they do not get on
         try:

@@ -148,15 +148,18 @@ def mixed_pool(
     Raises:
         ConfigurationError: this worker type cannot be used here.
     """
-    size = options.workers
+    size = first_coroutine = options.workers
     functions: Pool
     if options.worker_type == "asyncio":
         functions = GrowingThreads(runtime, 0, wake, liveness=liveness, max_tasks=options.max_tasks)
     else:
-        from liteq.consumer.pools.greenlet import GreenletPool
+        from liteq.consumer.pools.greenlet import MOST_PROCESSES, GreenletPool
 
+        first_coroutine += MOST_PROCESSES
         functions = GreenletPool(runtime, options, liveness=liveness, log=log)
-    coroutines = CoroutinePool(runtime, size, wake, liveness=liveness, first_number=size, max_tasks=options.max_tasks)
+    coroutines = CoroutinePool(
+        runtime, size, wake, liveness=liveness, first_number=first_coroutine, max_tasks=options.max_tasks
+    )
     return MixedPool(runtime, size, coroutines=coroutines, functions=functions)
 
 

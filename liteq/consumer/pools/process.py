@@ -265,7 +265,7 @@ class ProcessPool(Pool):
             self._excused.add(job.seq)  # it was killed before it began it: no reason to blame the job, once
         else:
             one.jobs.popleft()
-            outcome = one.last_outcome(job, self.clock, how, _death(used, remains))
+            outcome = one.last_outcome(job, self.clock, how, death_of(used, remains))
             if outcome.ending is Ending.TIMEOUT:
                 outcome = outcome._replace(retryable=self._starter.retries_timeouts(job))
             self._excused.discard(job.seq)
@@ -463,7 +463,7 @@ def _megabytes(memory: int) -> str:
     return f"{memory / 2**20:.0f}MB"
 
 
-def _death(used: usage.Usage | None, remains: begun.Remains | None) -> Death | None:
+def death_of(used: usage.Usage | None, remains: begun.Remains | None) -> Death | None:
     """What is known of the last attempt of a worker that has used so much in all."""
     if remains is None:
         return None if used is None else Death(used.peak)
