@@ -42,6 +42,9 @@ def _targets() -> Iterator[Target]:
     for each in DURABILITIES:
         yield Target(f"enqueue, {each}", "enqueue", f"{each}/ratio", "at least", 0.7)
     for each in DURABILITIES:
+        for kind, words in (("arguments", "unique=True"), ("template", "unique=a string")):
+            yield Target(f"enqueue with {words}, {each}", "unique", f"{each}/{kind}/times", "at most", 1.5)
+    for each in DURABILITIES:
         yield Target(f"map of 10,000, {each}", "map", f"{each}/ratio", "at least", 0.5)
     for each in DURABILITIES:
         for size in (1, 2, 4):

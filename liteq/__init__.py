@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from liteq.errors import (
         Cancel,
         ConfigurationError,
+        DuplicateJob,
         DuplicateSchedule,
         DuplicateTask,
         Fail,
@@ -70,6 +71,7 @@ __all__ = [
     "Cancel",
     "CompressedSerializer",
     "ConfigurationError",
+    "DuplicateJob",
     "DuplicateSchedule",
     "DuplicateTask",
     "Fail",

@@ -204,6 +204,14 @@ class LiteQ:
                 start, in their order, as soon as one ends, whatever ends it (none).
             max_running_key: count them by this, a format string over the arguments such as ``"{user_id}"``: at most
                 ``max_running`` for each value (none).
+            unique: at most one unfinished job of each key: ``True``: the same arguments; a format string over them,
+                such as ``"user:{user_id}"``; or a function that is given them as a dict and returns the key (none).
+            unique_for: which job counts: ``"active"``: one that waits or runs; ``"waiting"``: one that waits
+                (``"active"``).
+            on_duplicate: of a call whose key is held: ``"return"`` the Result of that job, ``"raise"`` DuplicateJob, or
+                ``"replace"`` the arguments and options of a waiting one, and follow a running one (``"return"``).
+            debounce: seconds (or timedelta) by which each call puts the waiting job of its key off (none).
+            debounce_max: seconds (or timedelta) after the first call beyond which it is not put off any more (none).
 
         Raises:
             TypeError, ConfigurationError: an option is unknown or wrong; the message names it.

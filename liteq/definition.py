@@ -20,6 +20,7 @@ from liteq.instants import positive_seconds
 from liteq.job import Job
 from liteq.lifecycle import Policy
 from liteq.retry import RetryDelay, retry_delay
+from liteq.unique import UNIQUE_OPTIONS, Rule, rule_of
 
 if TYPE_CHECKING:
     from liteq.schedule import Schedule
@@ -60,6 +61,11 @@ class CallKeywords(TypedDict, total=False):
     timeout: float | timedelta
     on_crash: Literal["retry", "fail"]
     max_crashes: int
+    unique: bool | str | Callable[[dict[str, Any]], str] | None
+    unique_for: Literal["active", "waiting"] | None
+    on_duplicate: Literal["return", "raise", "replace"] | None
+    debounce: float | timedelta | None
+    debounce_max: float | timedelta | None
 
 
 class TaskOptions(TypedDict, total=False):
@@ -83,6 +89,11 @@ class TaskOptions(TypedDict, total=False):
     max_running: int
     max_running_key: str
     store_result: bool
+    unique: bool | str | Callable[[dict[str, Any]], str] | None
+    unique_for: Literal["active", "waiting"] | None
+    on_duplicate: Literal["return", "raise", "replace"] | None
+    debounce: float | timedelta | None
+    debounce_max: float | timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,7 @@ class Options:
     store_result: bool = True
     max_running: int | None = None
     max_running_key: str | None = None
+    unique: Rule | None = None
 
 
 class Declarations:
@@ -199,12 +211,14 @@ def check_options(given: Mapping[str, Any]) -> Options:
         store_result=_flag(given.get("store_result", True), "store_result"),
         max_running=_max_running(given),
         max_running_key=_max_running_key(given.get("max_running_key")),
+        unique=rule_of(given),
     )
 
 
 OPTION_NAMES = frozenset(
     {one.name for one in fields(Options)} - {"policy"}
     | {"retries", "retry_delay", "retry_backoff", "retry_max_delay", "retry_jitter", "on_crash", "max_crashes"}
+    | set(UNIQUE_OPTIONS)
 )
 
 

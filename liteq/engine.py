@@ -17,7 +17,7 @@ from liteq import lifecycle
 from liteq import signals as S
 from liteq.clock import Clock
 from liteq.definition import Declarations, Definition, Options, policy_without_task
-from liteq.errors import ConfigurationError, JobNotFound, TaskFailed
+from liteq.errors import ConfigurationError, DuplicateJob, JobNotFound, TaskFailed
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
 from liteq.job import FINISHED, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Success, Transition
@@ -393,6 +393,7 @@ class Engine:
 
         Raises:
             JobNotFound: there is no such job.
+            DuplicateJob: it has finished, and another one that has not has its unique key by now.
         """
         while True:
             job = self.job(job_id)
@@ -405,6 +406,9 @@ class Engine:
                 if self.immediate:
                     self.run_ready()
                 return True
+            rival = self.storage.rival(job.seq) if job.state in FINISHED else None
+            if rival is not None:
+                raise DuplicateJob(job.task, rival.key, rival.id, job.id)
             # It moved between the look and the change: look again.
 
     def change_all(self, query: JobFilter, rule: Callable[[Job, float], Transition | None]) -> int:

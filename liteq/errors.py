@@ -6,6 +6,7 @@
     ├── ConfigurationError      (ValueError)    an option that makes no sense, named
     │   ├── DuplicateTask                       two functions under one task name
     │   └── DuplicateSchedule                   two schedules under one name
+    ├── DuplicateJob            (Exception)     another unfinished job has the unique key of this one
     ├── SerializationError      (ValueError)    a value that cannot be stored, or stored bytes that cannot be read
     │   └── PayloadTooLarge                     … because it has more bytes than the app's ``max_payload``
     ├── TriggerError            (ValueError)    a schedule expression that cannot be read
@@ -54,6 +55,35 @@ class DuplicateTask(ConfigurationError):
 
 class DuplicateSchedule(ConfigurationError):
     """A schedule was added under a name that another one has."""
+
+
+class DuplicateJob(LiteQError):
+    """A job's unique key is held by another one that has not finished.
+
+    Args:
+        task: the task's name.
+        key: the key, or its hash where it is long.
+        job_id: the job that holds it.
+        again: the finished job that was to be brought back; ``None``: a new one was to be enqueued.
+    """
+
+    def __init__(self, task: str, key: str, job_id: str, again: str | None = None) -> None:
+        what = f"{task} was not enqueued" if again is None else f"job {again} of {task} was not brought back"
+        super().__init__(
+            f"{what}: job {job_id} has the same unique key {key!r} and has not finished. "
+            + (
+                "Nothing was stored; use that job's result, or on_duplicate='return' or 'replace'"
+                if again is None
+                else "It stays as it is; let that job end, or revoke it first"
+            )
+        )
+        self.task = task
+        self.key = key
+        self.job_id = job_id
+        self.again = again
+
+    def __reduce__(self) -> tuple[type[DuplicateJob], tuple[object, ...]]:
+        return type(self), (self.task, self.key, self.job_id, self.again)
 
 
 class SerializationError(LiteQError, ValueError):

@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from liteq.instants import moment
+from liteq.unique import Unique
 
 
 class JobState(StrEnum):
@@ -105,7 +106,7 @@ class Job(NamedTuple):
     ``seq`` is the order of enqueue, ``id`` the public name. ``attempt`` counts the attempts that were started and not
     given back; ``base`` is that count when the job was last requeued by hand, so ``attempt - base`` is spent of the
     present allowance; ``crashes`` of those ended by the death of a worker. ``claim`` is raised by every claim and never
-    lowered: the fencing token.
+    lowered: the fencing token. ``unique`` is what a new job says for its enqueue; a stored one says ``None``.
     """
 
     seq: int
@@ -131,6 +132,7 @@ class Job(NamedTuple):
     reason: str | None = None
     progress: Progress | None = None
     attempts: tuple[Attempt, ...] = ()
+    unique: Unique | None = None
 
     @property
     def created_at(self) -> datetime:

@@ -13,11 +13,13 @@
       ready, scheduled ── not started before expires ─▶ expired                ├─▶ revoked
       any finished ── requeue ─▶ ready (history kept)                          └─▶ blocked (task unknown)
       ready ── claimed, but a lock or limit has no room ─▶ blocked ── there is room ─▶ ready
+      enqueue ── one of its unique key runs, and is to be followed ─▶ blocked ── that one has ended ─▶ ready / scheduled
 
 Each function takes a Job and what happened and returns a Transition: a guard (which job, in which state, under which
 claim number) and the new fields. A storage applies it if the guard still holds and answers False if not; it never
-invents one, but promotes what is due and lets in whom a lock or limit has room for (`liteq.gates`). So a stale owner
-cannot change a job that somebody else has claimed since.
+invents one, but promotes what is due, lets in whom a lock or limit has room for (`liteq.gates`), and lets go on what
+followed a job of its unique key (`liteq.unique`). So a stale owner cannot change a job that somebody else has claimed
+since.
 """
 
 from __future__ import annotations
@@ -25,10 +27,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal, NamedTuple
 
 from liteq.job import FINISHED, WAITING, Attempt, Death, Ending, Job, JobState, Outcome
 from liteq.retry import RetryDelay
+from liteq.unique import Unique
+from liteq.unique import reason as follows
 
 REVOKE_MARK = "revoke:"
 CANCEL_MARK = "cancel:"
@@ -112,6 +117,64 @@ def submit(job: Job, now: float) -> Job:
     if job.due is not None and job.due > now:
         return job._replace(state=JobState.SCHEDULED)
     return job  # made ready; a copy would cost as much as encoding its arguments
+
+
+class Meeting(Enum):
+    """What becomes of a new job whose unique key is held by another one."""
+
+    KNOWN = "it is not stored; the other one is the answer"
+    REFUSED = "it is not stored; the call is told so"
+    CHANGED = "the other one takes over what it says"
+    FOLLOWS = "it waits until the other one has ended"
+    STANDS = "it is stored, and holds the key from now on"
+
+
+def meet(job: Job, unique: Unique, holder: Job, *, cancelled: bool = False) -> Meeting:
+    """What becomes of a new job whose unique key is held by another one.
+
+    Args:
+        job: new, with ``created`` as the present.
+        unique: what it says of itself.
+        holder: holds the key, and has not finished.
+        cancelled: the holder was revoked while it ran, and will not be run again: it is no answer to anybody.
+    """
+    if holder.state is _RUNNING:
+        if unique.scope == "waiting":
+            return Meeting.STANDS
+        if cancelled or unique.on_duplicate == "replace" or unique.debounce is not None:
+            return Meeting.FOLLOWS
+    elif has_expired(holder, job.created):  # it will never run
+        return Meeting.STANDS
+    elif unique.on_duplicate == "replace" or unique.debounce is not None:
+        return Meeting.CHANGED
+    return Meeting.REFUSED if unique.on_duplicate == "raise" else Meeting.KNOWN
+
+
+def follow(job: Job, running: str) -> Job:
+    """A new job that waits until another one of its key, whose id is given, has ended."""
+    return job._replace(state=JobState.BLOCKED, reason=follows(running))
+
+
+def change(holder: Job, job: Job, unique: Unique, *, stays_blocked: bool) -> Job:
+    """A waiting job after a new one of its key has met it and changed it: it keeps its id, its place in the order of
+    enqueue and its history.
+
+    Args:
+        stays_blocked: it waits for something that the change does not end.
+    """
+    now = job.created
+    due = job.due
+    if unique.debounce is not None and unique.debounce_max is not None:
+        due = min(now + unique.debounce, holder.created + unique.debounce_max)
+    changed = holder._replace(due=due, expires=job.expires)
+    if unique.on_duplicate == "replace":
+        # What was tried was another call: this one has its whole allowance of retries.
+        fields = ("queue", "priority", "payload", "options", "summary")
+        changed = changed._replace(**{name: getattr(job, name) for name in fields}, base=holder.attempt, crashes=0)
+    if stays_blocked:
+        return changed
+    state = JobState.SCHEDULED if due is not None and due > now else JobState.READY
+    return changed._replace(state=state, reason=None)
 
 
 def admit(job: Job, now: float, marks: Mapping[str, str]) -> Transition | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from liteq.errors import ConfigurationError
 from liteq.instants import moment
 from liteq.job import Job, JobState, origin_text
+from liteq.unique import without_unique
 
 if TYPE_CHECKING:
     from liteq.triggers import Trigger  # with the zones it is most of what importing this would cost
@@ -259,6 +260,7 @@ def job_of(schedule: Schedule, planned: Planned, before: str | None, now: float)
         before: the id of the job that it follows, where it does.
     """
     follows = before if planned.follows else None
+    options, unique = without_unique(schedule.options)
     return Job(
         0,
         slot_id(schedule.name, planned.slot),
@@ -270,8 +272,9 @@ def job_of(schedule: Schedule, planned: Planned, before: str | None, now: float)
         now,
         None,
         None if schedule.expires is None else now + schedule.expires,
-        origin_text(schedule.options, schedule.name, planned.slot, follows),
+        origin_text(options, schedule.name, planned.slot, follows),
         schedule.summary,
+        unique=unique,
         reason=None if follows is None else f"{AFTER_JOB}{follows}",
     )
 

@@ -17,11 +17,13 @@ from liteq.definition import PER_CALL, call_arguments, check_integer, check_name
 from liteq.engine import Engine
 from liteq.errors import ConfigurationError, DuplicateSchedule, ScheduleNotFound, TriggerError
 from liteq.instants import moment, positive_seconds, timestamp
+from liteq.job import JobState
 from liteq.result import Result
 from liteq.schedule import CatchUp, Overlap, Schedule, aimed, trigger_of
 from liteq.slots import busy, fire
 from liteq.storage.base import Fire
 from liteq.task import Signature, Task, lasting
+from liteq.unique import Unique, with_unique, without_unique
 
 if TYPE_CHECKING:
     from liteq.triggers import Trigger
@@ -266,10 +268,12 @@ class Schedules:
             job = schedule.job_of(standing, schedule.Planned(now, follows), standing.last_id, now)
             after = standing._replace(last_slot=now, last_run=now, last_outcome=None, last_finished=None)
             stored = fire(engine, [Fire(after, [job._replace(id="")])])[0]
-            if stored:
+            if stored is not None:
+                # Its unique key is held: storing it once more tells by which job.
+                [ran] = stored or engine.storage.add([job._replace(id="", state=JobState.READY, reason=None)])
                 if engine.immediate:
                     engine.run_ready()
-                return Result(engine, stored[0].id)
+                return Result(engine, ran.id)
 
     def remove(self, name: str) -> bool:
         """Delete a schedule; its jobs stay. False if there is none of this name.
@@ -397,9 +401,11 @@ class Schedules:
             args = stored_args if args is None else args
             kwargs = stored_kwargs if kwargs is None else kwargs
         job = called.job(engine, *call_arguments(args, kwargs))
+        job = job._replace(options=with_unique(job.options, _without_caller(job.unique)))
         wanted = wanted._replace(task=job.task, payload=job.payload, summary=job.summary)
         if task is None:
-            return wanted._replace(options=_merged(wanted.options, _of_the_call(job.options)))
+            kept, _ = without_unique(wanted.options)
+            return wanted._replace(options=_merged(kept, _of_the_call(job.options)))
         expires = lasting(called)
         return wanted._replace(queue=job.queue, priority=job.priority, options=job.options, expires=expires)
 
@@ -581,6 +587,12 @@ def _of_the_call(text: str | None) -> str | None:
     carried = {} if text is None else json.loads(text)
     kept = {name: value for name, value in carried.items() if name not in PER_CALL}
     return json.dumps(kept, separators=(",", ":")) if kept else None
+
+
+def _without_caller(unique: Unique | None) -> Unique | None:
+    """A slot whose key is held is left out: there is nobody to raise anything at."""
+    raises = unique is not None and unique.on_duplicate == "raise"
+    return unique._replace(on_duplicate="return") if unique is not None and raises else unique
 
 
 def _checked_per_call(options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, tzinfo
 from functools import update_wrapper
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, Unpack
 
 from liteq.definition import (
     LIMIT_KEY,
@@ -18,17 +18,22 @@ from liteq.definition import (
     check_integer,
     check_name,
     override_text,
-    template_fields,
 )
 from liteq.engine import Engine
 from liteq.errors import ConfigurationError, PayloadTooLarge, SerializationError
 from liteq.instants import due_at, seconds, timestamp
 from liteq.job import Job, JobState, shorten
 from liteq.result import Result, ResultGroup, receive_into
+from liteq.unique import UNIQUE_OPTIONS, Rule, rule_of
+
+if TYPE_CHECKING:
+    from liteq.keys import KeyOf, UniqueOf
 
 _READY = JobState.READY  # a look-up of an enum's member costs 50 ns, and there is one for each job
 #: The fields of a Job after `summary`, before anybody has claimed it.
 _NOT_CLAIMED = Job(0, "", "", _READY)[12:]
+_UNIQUE = Job._fields.index("unique")
+_BEFORE_UNIQUE, _AFTER_UNIQUE = Job(0, "", "", _READY)[12:_UNIQUE], Job(0, "", "", _READY)[_UNIQUE + 1 :]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +48,7 @@ class CallOptions(NamedTuple):
     queue: str | None = None
     id: str | None = None
     expires: float | timedelta | datetime | None = None
+    again: Mapping[str, Any] = {}  # what it says of `unique` and the like; nobody changes it
     text: str | None = None
 
 
@@ -72,7 +78,11 @@ class Task(Generic[P, R]):
         crash_rules = {name: definition.raw[name] for name in ("on_crash", "max_crashes") if name in definition.raw}
         self._text = override_text(crash_rules | _overrides(call)) if crash_rules else call.text
         self._key_of = _limit_key(definition, self._signature)
-        self._timed = any(one is not None for one in (call.eta, call.delay, call.expires, options.expires))
+        rule = _unique_rule(definition, call)
+        self._unique_of = None if rule is None else _unique_of(self._name, self._signature, rule)
+        self._debounce = None if rule is None else rule.debounce
+        times = (call.eta, call.delay, call.expires, options.expires, self._debounce)
+        self._timed = any(one is not None for one in times)
 
     @property
     def name(self) -> str:
@@ -168,7 +178,9 @@ class Task(Generic[P, R]):
 
         Args:
             options: ``eta``, ``delay``, ``priority``, ``queue``, ``id``, ``expires``, ``retries``, ``retry_delay``,
-                ``retry_backoff``, ``retry_max_delay``, ``retry_jitter``, ``timeout``, ``on_crash``, ``max_crashes``.
+                ``retry_backoff``, ``retry_max_delay``, ``retry_jitter``, ``timeout``, ``on_crash``, ``max_crashes``,
+                ``unique``, ``unique_for``, ``on_duplicate``, ``debounce``, ``debounce_max`` (``None`` undoes the
+                task's own).
 
         Raises:
             TypeError: an option does not exist or has the wrong type. ConfigurationError: it makes no sense.
@@ -197,13 +209,16 @@ class Task(Generic[P, R]):
         text = self._text if self._key_of is None else _with_key(self._text, self._key_of(args, kwargs))
         summary = None if serializer.readable else _summary(args, kwargs)
         call = (0, self._id, self._name, _READY, self._queue, self._priority, payload, now, due, expires, text, summary)
-        return tuple.__new__(Job, call + _NOT_CLAIMED)  # the constructor costs three times as much
+        if self._unique_of is None:
+            return tuple.__new__(Job, call + _NOT_CLAIMED)  # the constructor costs three times as much
+        unique = self._unique_of(args, kwargs, serializer, payload)
+        return tuple.__new__(Job, (*call, *_BEFORE_UNIQUE, unique, *_AFTER_UNIQUE))
 
     def _times(self, now: float, zone: tzinfo) -> tuple[float | None, float | None]:
         """When a call made now is due, and when it expires."""
         call = self._call
         expires = self.definition.options.expires if call.expires is None else call.expires
-        due = due_at(now, zone, eta=call.eta, delay=call.delay)
+        due = due_at(now, zone, eta=call.eta, delay=call.delay if self._debounce is None else self._debounce)
         # One that lies in the past already has just passed: that is where consumers look for it.
         return due, None if expires is None else max(now, _expiry(expires, now, zone))
 
@@ -253,7 +268,7 @@ def lasting(task: Task[Any, Any]) -> float | None:
         TypeError: the call has options that only a single job can have.
     """
     call = task._call
-    for what, value in (("eta", call.eta), ("delay", call.delay), ("id", call.id)):
+    for what, value in (("eta", call.eta), ("delay", call.delay), ("id", call.id), ("debounce", task._debounce)):
         if value is not None:
             raise TypeError(f"{what} is not for schedules: the trigger says when, and each slot has its own id")
     expires = task.definition.options.expires if call.expires is None else call.expires
@@ -290,11 +305,7 @@ def caller_signature(definition: Definition) -> inspect.Signature:
     return signature.replace(parameters=kept)
 
 
-#: The value of ``max_running_key`` for a call's arguments.
-LimitKey = Callable[[tuple[Any, ...], dict[str, Any]], str]
-
-
-def _limit_key(definition: Definition, signature: inspect.Signature) -> LimitKey | None:
+def _limit_key(definition: Definition, signature: inspect.Signature) -> KeyOf | None:
     """How a call's ``max_running_key`` is found; ``None`` where the task has none.
 
     Raises:
@@ -303,26 +314,36 @@ def _limit_key(definition: Definition, signature: inspect.Signature) -> LimitKey
     template = definition.options.max_running_key
     if template is None:
         return None
-    parameters = signature.parameters
-    others = next((name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD), None)
-    for name in template_fields(template, "max_running_key"):
-        if name not in parameters and others is None:
+    from liteq.keys import template_key  # few tasks have any keys
+
+    return template_key(definition.name, signature, template, "max_running_key")
+
+
+def _unique_of(name: str, signature: inspect.Signature, rule: Rule) -> UniqueOf:
+    from liteq.keys import unique_of
+
+    return unique_of(name, signature, rule)
+
+
+def _unique_rule(definition: Definition, call: CallOptions) -> Rule | None:
+    """How this object's jobs are kept unique: as the task says, or as its calls override it.
+
+    Raises:
+        TypeError, ConfigurationError: what they say together makes no sense.
+    """
+    if not call.again:
+        rule = definition.options.unique
+    else:
+        own = {name: definition.raw[name] for name in UNIQUE_OPTIONS if name in definition.raw}
+        dropped = "unique" in call.again and not call.again["unique"]
+        rule = rule_of(call.again if dropped else {**own, **call.again})
+    for what, value in (("eta", call.eta), ("delay", call.delay)):
+        if value is not None and rule is not None and rule.debounce is not None:
             raise ConfigurationError(
-                f"max_running_key {template!r} of {definition.name}{signature} names {name!r}, which is no argument"
+                f"{what} and debounce of {definition.name} both say when the job is due; give one of them, or "
+                f"using(debounce=None, {what}=...)"
             )
-
-    def key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        try:
-            return template.format_map({**bound.arguments, **bound.arguments.get(others or "", {})})
-        except (LookupError, AttributeError, ValueError, TypeError) as error:
-            raise ConfigurationError(
-                f"{definition.name} was not enqueued: its max_running_key {template!r} cannot be filled in: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    return key
+    return rule
 
 
 def _with_key(text: str | None, key: str) -> str:
@@ -370,12 +391,12 @@ def _as_call(one: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _checked_call(call: CallOptions, options: dict[str, Any]) -> CallOptions:
-    unknown = sorted(set(options) - {*CallOptions._fields, *PER_CALL} | ({"text"} & set(options)))
+    unknown = sorted(set(options) - {*_DIRECT, *PER_CALL, *UNIQUE_OPTIONS})
     if unknown:
         raise TypeError(
-            f"unknown option {unknown[0]!r}; a call takes {', '.join((*CallOptions._fields[:-1], *PER_CALL))}"
+            f"unknown option {unknown[0]!r}; a call takes {', '.join((*_DIRECT, *PER_CALL, *UNIQUE_OPTIONS))}"
         )
-    direct = {name: value for name, value in options.items() if name in CallOptions._fields}
+    direct = {name: value for name, value in options.items() if name in _DIRECT}
     if direct.get("queue") is not None:
         check_name(direct["queue"], "queue")
     if direct.get("id") is not None:
@@ -390,7 +411,12 @@ def _checked_call(call: CallOptions, options: dict[str, Any]) -> CallOptions:
     elif direct.get("eta") is not None:
         direct["delay"] = None
     later = {name: value for name, value in options.items() if name in PER_CALL}
-    return call._replace(**direct, text=override_text(_overrides(call) | later))
+    again = {name: value for name, value in options.items() if name in UNIQUE_OPTIONS}
+    return call._replace(**direct, again={**call.again, **again}, text=override_text(_overrides(call) | later))
+
+
+#: The options of a call that are kept as they are given.
+_DIRECT = tuple(name for name in CallOptions._fields if name not in ("again", "text"))
 
 
 def _overrides(call: CallOptions) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from benchmarks.scenarios import (
     recovery,
     schedules,
     triggers,
+    unique,
 )
 
 
@@ -37,6 +38,7 @@ class Scenario(NamedTuple):
 
 SCENARIOS = {
     "enqueue": Scenario("one call a job, one process", enqueue.run),
+    "unique": Scenario("one call a job, with a key and without", unique.run),
     "map": Scenario(f"{map_calls.CALLS:,} jobs a call", map_calls.run),
     "drain": Scenario("no-op jobs, results stored", drain.run),
     "coroutines": Scenario("no-op async def jobs, and hundreds that wait at once", coroutines.run),

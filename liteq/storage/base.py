@@ -100,6 +100,13 @@ class Standing(NamedTuple):
     reason: str | None
 
 
+class Rival(NamedTuple):
+    """Another unfinished job that has a job's unique key: the key, and that one's id."""
+
+    key: str
+    id: str
+
+
 class Fire(NamedTuple):
     """Jobs of one schedule that are due.
 
@@ -152,11 +159,14 @@ class Storage(ABC):
         Returns:
             For each, in order, the stored job: with its ``seq`` and ``id``, or, where its caller-chosen id exists
             already, the existing job as it stands with its history; `Added.known` tells which these are. Jobs of one
-            call may share the random part of their generated ids.
+            call may share the random part of their generated ids. Where a job has a `unique` key that an unfinished
+            one of its task holds, what becomes of it is what `lifecycle.meet` says: it is that one (which is then
+            known, and may have been changed), or it is stored, perhaps `blocked` until that one has ended.
 
         Raises:
             StorageError: nothing was stored.
             ConfigurationError: the storage has no such connections, or this one cannot be used. TypeError: it is none.
+            DuplicateJob: nothing was stored: a key is held, and the job's ``on_duplicate`` is ``"raise"``.
 
         Atomic: all or none, one transaction. Jobs of equal priority keep this order for ever.
         """
@@ -173,7 +183,9 @@ class Storage(ABC):
         """Settle successes, apply transitions, promote what is due, claim.
 
         Args:
-            transitions: applied in order; each guarded by (seq, source, claim).
+            transitions: applied in order; each guarded by (seq, source, claim). One that brings a finished job back
+                is not applied while another unfinished one has its unique key. Where one ends a job, or a success
+                does, whatever followed it for its key's sake goes on.
             request: what to claim; ``None``: nothing.
             now: scheduled jobs due at or before it become ready, the longest due first; where very many are, a part of
                 them (the next turn goes on: ``next_due`` is then still in the past). Also the ``started`` of claimed
@@ -239,6 +251,11 @@ class Storage(ABC):
     @abstractmethod
     def next_due(self) -> float | None:
         """When the earliest scheduled job becomes due; ``None`` if none is scheduled."""
+
+    @abstractmethod
+    def rival(self, seq: int) -> Rival | None:
+        """Another unfinished job that has the unique key of this one; ``None`` if there is none, or no key. Called by:
+        whoever brings a finished job back, to tell why not."""
 
     @abstractmethod
     def remove(self, query: JobFilter) -> int:

@@ -21,6 +21,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 from weakref import WeakSet
 
+from liteq import lifecycle
 from liteq.errors import StorageError
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
@@ -31,6 +32,7 @@ from liteq.storage.base import (
     ClaimRequest,
     Fire,
     Owner,
+    Rival,
     Standing,
     Storage,
     Turn,
@@ -38,6 +40,7 @@ from liteq.storage.base import (
     refuse_connection,
 )
 from liteq.storage.memory_gates import House, MemoryGates
+from liteq.storage.memory_unique import Draft, Held, Key, MemoryUnique
 from liteq.storage.shelter import sheltered
 from liteq.storage.watch import Bell, BellWatch, Change, Watch
 
@@ -75,6 +78,9 @@ class MemoryStorage(Storage):
         is_owner, ring = self._owners.__contains__, self._bell.ring
         self._gates = MemoryGates(House(self._lock, self._rows, self._marks, self._put, self._is_dead, is_owner, ring))
         self.gates = self._gates
+        self._keys: dict[int, Key] = {}
+        self._held: dict[Key, Held] = {}
+        self._unique = MemoryUnique(self._rows, self._marks, self._keys, self._held)
         with _births:
             _storages.add(self)
 
@@ -87,32 +93,49 @@ class MemoryStorage(Storage):
     def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
         refuse_connection(connection, self.location)
         with self._lock:
-            stored = self._planned(jobs)
-            known = set()
-            for position, row in enumerate(stored):
-                if row.seq < self._next_seq:
-                    known.add(position)
-                    continue
-                self._seqs[row.id] = row.seq
+            added, draft = self._planned(jobs)
+            for row in draft.rows.values():
+                is_new = row.seq >= self._next_seq
                 self._put(row)
-                self._next_seq = row.seq + 1
-        if stored:
+                if is_new:
+                    self._seqs[row.id] = row.seq
+                    self._next_seq = row.seq + 1
+                else:
+                    self._set_mark(lifecycle.cancel_mark(row), None)
+                    self._gates.left([row.seq], jobs[0].created)
+            self._unique.hold(draft)
+        if added:
             self._bell.ring()
-        return Added(stored, known)
+        return added
 
-    def _planned(self, jobs: Sequence[Job]) -> list[Job]:
-        """The rows that `add` is going to answer with, new and old; changes nothing."""
-        seq = self._next_seq
-        chosen: dict[str, Job] = {}
-        rows = []
-        for job in jobs:
-            row = chosen.get(job.id) or self.get(job.id)
+    def _planned(self, jobs: Sequence[Job]) -> tuple[Added, Draft]:
+        """What `add` is going to answer, and what it is going to change; changes nothing."""
+        draft = Draft()
+        seqs: dict[str, int] = {}
+        rows, known, seq = [], set(), self._next_seq
+        for position, job in enumerate(jobs):
+            row = draft.rows[seqs[job.id]] if job.id in seqs else self._with_history(self._existing(job.id), draft)
+            is_known = row is not None
             if row is None:
                 row = _new_row(job, seq, self._draw)
-                chosen[row.id] = row
+                if job.unique is None:
+                    draft.rows[seq] = row
+                else:
+                    row, is_known = self._unique.plan(row, job.unique, draft)
+                    row = self._with_history(row, draft) or row
+            if is_known:
+                known.add(position)
+            else:
+                seqs[row.id] = seq
                 seq += 1
             rows.append(row)
-        return rows
+        return Added(rows, known), draft
+
+    def _with_history(self, row: Job | None, draft: Draft) -> Job | None:
+        if row is None:
+            return None
+        row = draft.rows.get(row.seq) or row
+        return row._replace(attempts=self._history.get(row.seq, ()) + _success(row))
 
     def _existing(self, job_id: str) -> Job | None:
         return self._rows.get(self._seqs.get(job_id, 0))
@@ -131,6 +154,10 @@ class MemoryStorage(Storage):
             plan = self._plan([*(success.transition() for success in successes), *transitions])
             self._carry_out(plan)
             self._gates.left(plan.rows, now)
+            self._unique.ended(
+                [row.seq for row in plan.rows.values() if row.state in FINISHED],
+                lambda row: self._put(_moved(row, lifecycle.unblock(row, now))),
+            )
             written = any(plan.applied) | self._note(progress or {}) | self._promote(now)
             jobs = [] if request is None else self._claim(request, now)
             lost = {one.seq for one, applied in zip(successes, plan.applied, strict=False) if not applied}
@@ -141,7 +168,8 @@ class MemoryStorage(Storage):
 
     def _plan(self, transitions: Sequence[Transition]) -> Plan:
         """What the transitions lead to; changes nothing, so that a faulty one among them leaves no trace."""
-        plan = Plan([], {}, [], set())
+        draft = Draft()
+        plan = Plan([], draft.rows, [], set(), draft)
         for transition in transitions:
             row = plan.rows.get(transition.seq) or self._rows.get(transition.seq)
             if row is None or not self._holds(transition, row, plan):
@@ -149,6 +177,8 @@ class MemoryStorage(Storage):
                 continue
             plan.applied.append(True)
             plan.rows[row.seq] = _moved(row, transition)
+            if row.state in FINISHED and transition.target not in FINISHED:
+                self._unique.bring_back(row.seq, draft)
             if transition.record is not None:
                 plan.records.append((row.seq, transition.record))
             if transition.consume is not None:
@@ -160,6 +190,8 @@ class MemoryStorage(Storage):
     def _holds(self, transition: Transition, row: Job, plan: Plan) -> bool:
         if row.state != transition.source or row.claim != transition.claim:
             return False
+        if row.state in FINISHED and transition.target not in FINISHED and self._unique.rival(row.seq, plan.draft):
+            return False
         if transition.consume is None:
             return True
         key, value = transition.consume
@@ -168,6 +200,7 @@ class MemoryStorage(Storage):
     def _carry_out(self, plan: Plan) -> None:
         for row in plan.rows.values():
             self._put(row)
+        self._unique.hold(plan.draft)
         for seq, record in plan.records:
             self._history[seq] = (*self._history.get(seq, ()), record)
         for key in plan.consumed:
@@ -253,6 +286,7 @@ class MemoryStorage(Storage):
                 self._leave(row)
                 del self._rows[row.seq], self._seqs[row.id]
                 self._history.pop(row.seq, None)
+                self._unique.forget(row.seq)
         if doomed:
             self._bell.ring()
         return len(doomed)
@@ -295,7 +329,7 @@ class MemoryStorage(Storage):
             row = self._existing(job_id)
             if row is None:
                 return None
-            return row._replace(attempts=self._history.get(row.seq, ()) + _success(row))
+            return self._with_history(row, Draft())
 
     def find(self, query: JobFilter) -> list[Job]:
         with self._lock:
@@ -340,6 +374,10 @@ class MemoryStorage(Storage):
             for seq in self._standing[JobState.BLOCKED]:
                 numbers[self._rows[seq].reason or ""] += 1
             return {reason: number for reason, number in numbers.items() if reason.startswith(prefix)}
+
+    def rival(self, seq: int) -> Rival | None:
+        with self._lock:
+            return self._unique.rival(seq, Draft())
 
     def next_due(self) -> float | None:
         with self._lock:
@@ -444,7 +482,7 @@ class MemoryStorage(Storage):
             if added.known:
                 continue
             row = added[0]
-            if job.state is JobState.BLOCKED:
+            if job.state is JobState.BLOCKED and row.state is not JobState.BLOCKED:  # it may follow one of its key
                 row = row._replace(state=JobState.BLOCKED, reason=job.reason)
                 self._put(row)
             stored.append(row)
@@ -522,12 +560,16 @@ class MemoryStorage(Storage):
 
 
 class Plan(NamedTuple):
-    """What a turn's transitions lead to: the answers, the new rows by seq, what joins histories, the marks used up."""
+    """What a turn's transitions lead to: the answers, the new rows by seq, what joins histories, the marks used up.
+
+    ``draft`` holds the same rows, and the keys that are taken again.
+    """
 
     applied: list[bool]
     rows: dict[int, Job]
     records: list[tuple[int, Attempt]]
     consumed: set[str]
+    draft: Draft
 
 
 class Line:

@@ -21,6 +21,7 @@ from liteq.schedule import Schedule
 from liteq.storage.base import Added
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.memory_gates import GateTable
+from liteq.storage.memory_unique import Held, Key
 from liteq.storage.record import REST, TAIL, Decode, Verb, decoder, is_plain, trimmed
 from liteq.storage.watch import Bell, Change
 
@@ -35,6 +36,8 @@ TABLES: Mapping[str, Any] = {
     "_history": Mapping[int, tuple[Attempt, ...]],
     "_marks": Mapping[str, str],
     "_schedules": Mapping[str, Schedule],
+    "_keys": Mapping[int, Key],
+    "_held": Mapping[Key, Held],
     "_owners": Mapping[int, str],
     "slots": Mapping[int, str],
 }

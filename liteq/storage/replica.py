@@ -22,7 +22,7 @@ from pathlib import Path
 from random import getrandbits
 from typing import Any, TypeVar
 
-from liteq.errors import StorageError, StorageUnusable
+from liteq.errors import DuplicateJob, StorageError, StorageUnusable
 from liteq.job import Job
 from liteq.storage.base import Added
 from liteq.storage.filesystem import network_filesystem
@@ -197,7 +197,7 @@ class Replica:
             self._heard += len(line)
             self._tail = self._heard, model.next_seq
         except BaseException as error:
-            if verb.always or model.has_changed or not isinstance(error, StorageError):
+            if verb.always or model.has_changed or not isinstance(error, (StorageError, DuplicateJob)):
                 self._model = None  # it may hold what the journal does not
             raise
         return answer

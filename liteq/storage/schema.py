@@ -220,8 +220,24 @@ CREATE TRIGGER liteq_enqueue_insert INSTEAD OF INSERT ON liteq_enqueue BEGIN
 END;
 """
 
+_UNIQUE_KEYS = """
+-- Unique keys; see `liteq.storage.sqlite_unique`. Jobs without one do not name the column, so it costs them nothing.
+ALTER TABLE liteq_job ADD COLUMN ukey TEXT;
+CREATE TABLE liteq_unique (
+    key TEXT NOT NULL, task TEXT NOT NULL,
+    job INTEGER NOT NULL,       -- the last to take the key; it holds it for as long as it has not finished
+    after INTEGER,              -- the running job of the key that it follows, until that one has ended
+    PRIMARY KEY (key, task)
+) WITHOUT ROWID;
+CREATE INDEX liteq_unique_after ON liteq_unique (after) WHERE after IS NOT NULL;
+CREATE INDEX liteq_unique_following ON liteq_unique (job) WHERE after IS NOT NULL;
+CREATE TRIGGER liteq_job_unique AFTER INSERT ON liteq_job WHEN new.ukey IS NOT NULL BEGIN
+    INSERT OR REPLACE INTO liteq_unique (key, task, job) VALUES (new.ukey, new.task, new.id);
+END;
+"""
+
 #: The n-th script takes a file from version n to n + 1.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE, _UNIQUE_KEYS)
 CURRENT = len(MIGRATIONS)
 
 

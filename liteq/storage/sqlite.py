@@ -16,7 +16,7 @@ from random import getrandbits
 from typing import TYPE_CHECKING
 
 from liteq.errors import StorageBusy, StorageUnusable
-from liteq.job import Death, Job, JobFilter, JobState, Progress
+from liteq.job import FINISHED, Death, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
 from liteq.schedule import Schedule
 from liteq.storage import begun, schema
@@ -24,10 +24,12 @@ from liteq.storage import sqlite_limits as limits
 from liteq.storage import sqlite_moves as moves
 from liteq.storage import sqlite_questions as questions
 from liteq.storage import sqlite_schedules as rows
-from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Standing, Storage, Turn, Unregistered
+from liteq.storage import sqlite_unique as unique
+from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Rival, Standing, Storage, Turn, Unregistered
 from liteq.storage.locks import Election, Slot, is_dead
 from liteq.storage.sqlite_connection import Connections, Durability
 from liteq.storage.sqlite_guest import Caller
+from liteq.unique import Unique
 
 if TYPE_CHECKING:
     from liteq.findings import Finding
@@ -43,6 +45,10 @@ _ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {_ROW}"
 #: 90 rows of 11 values stay under SQLite's oldest limit of 999 variables a statement.
 _CHUNK = 90
+_INSERT_IF_FREE = f"""
+INSERT INTO liteq_job ({_COLUMNS}, ukey) SELECT {", ".join(f"?{number}" for number in range(1, 13))} {unique.IF_FREE}
+"""
+_INSERT_KEYED = f"INSERT INTO liteq_job ({_COLUMNS}, ukey) VALUES ({', '.join('?' * 12)})"
 _INSERT_CHUNK = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {', '.join([_ROW] * _CHUNK)}"
 
 
@@ -87,9 +93,13 @@ class SqliteStorage(Storage):
             self._connections.open_beside_a_transaction()
             return caller.do(lambda connection: _added(connection, jobs))
         if len(jobs) == 1 and not jobs[0].id:
-            rnd = getrandbits(40)
-            return Added((_stored(jobs[0], self._connections.insert(_INSERT, _row(jobs[0], rnd)), rnd),))
-        if any(job.id for job in jobs):
+            job, rnd = jobs[0], getrandbits(40)
+            if job.unique is None:
+                return Added((_stored(job, self._connections.insert(_INSERT, _row(job, rnd)), rnd),))
+            seq = self._connections.insert(_INSERT_IF_FREE, (*_row(job, rnd), job.unique.key))
+            if seq:
+                return Added((_stored_keyed(job, seq, rnd),))
+        if any(job.id or job.unique for job in jobs):
             return self._connections.write(lambda connection: _add_each(connection, jobs))
         return Added(self._connections.write(lambda connection: _add_many(connection, jobs)) if jobs else ())
 
@@ -142,6 +152,9 @@ class SqliteStorage(Storage):
 
     def next_due(self) -> float | None:
         return self._connections.read(moves.next_due)
+
+    def rival(self, seq: int) -> Rival | None:
+        return self._connections.read(lambda connection: unique.rival(connection, seq))
 
     def remove(self, query: JobFilter) -> int:
         # What to delete is looked for on a snapshot: a search through 1,000,000 rows must not hold the write lock.
@@ -304,7 +317,16 @@ def _stored(job: Job, seq: int, rnd: int) -> Job:
 
 
 def _added(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
-    return _add_each(connection, jobs) if any(job.id for job in jobs) else Added(_add_many(connection, jobs))
+    return (
+        _add_each(connection, jobs) if any(job.id or job.unique for job in jobs) else Added(_add_many(connection, jobs))
+    )
+
+
+def _stored_keyed(job: Job, seq: int, rnd: int) -> Job:
+    return tuple.__new__(Job, (seq, job.id or f"{seq}-{rnd:010x}", *job[2:_UNIQUE], None, *job[_UNIQUE + 1 :]))
+
+
+_UNIQUE = Job._fields.index("unique")
 
 
 def _add_many(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
@@ -334,8 +356,26 @@ def _add_each(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
             stored.append(existing)
             continue
         rnd = getrandbits(40)
-        stored.append(_stored(job, connection.execute(_INSERT, _row(job, rnd)).lastrowid or 0, rnd))
+        if job.unique is None:
+            stored.append(_stored(job, connection.execute(_INSERT, _row(job, rnd)).lastrowid or 0, rnd))
+            continue
+        answer, is_known = _add_unique(connection, job, job.unique, rnd)
+        stored.append(answer)
+        if is_known:
+            known.add(position)
     return Added(stored, known)
+
+
+def _add_unique(connection: sqlite3.Connection, job: Job, wanted: Unique, rnd: int) -> tuple[Job, bool]:
+    """The stored job, or the one that holds its key; and whether that existed before."""
+    row = (*_row(job, rnd), wanted.key)
+    inserted = connection.execute(_INSERT_IF_FREE, row)
+    if inserted.rowcount == 1:
+        return _stored_keyed(job, inserted.lastrowid or 0, rnd), False
+    held = unique.Held(connection, job, wanted)
+    if held.is_answer:
+        return held.answer(), True
+    return held.place(_stored_keyed(job, connection.execute(_INSERT_KEYED, row).lastrowid or 0, rnd)), False
 
 
 def _add_new(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
@@ -365,9 +405,15 @@ def _turn(
     if progress:
         moves.record_progress(connection, progress)
     lost = settle(connection, successes) if successes else frozenset()
-    applied = [moves.apply(connection, transition) for transition in transitions]
-    if (successes or transitions) and limits.in_use(connection):
-        limits.left(connection, _moved(successes, lost, transitions, applied), now)
+    applied = [
+        (unique.bring_back if unique.returns(transition) else moves.apply)(connection, transition)
+        for transition in transitions
+    ]
+    if successes or transitions:
+        if limits.in_use(connection):
+            limits.left(connection, _moved(successes, lost, transitions, applied), now)
+        if unique.is_followed(connection):
+            unique.let_follow(connection, _ended(successes, lost, transitions, applied), now)
     due = moves.next_due(connection)
     if due is not None and due <= now:
         moves.promote(connection, now)
@@ -391,6 +437,14 @@ def _moved(
     """The ``seq`` of each job that this turn has moved before it claims."""
     moved = [success.seq for success in successes if success.seq not in lost]
     return moved + [one.seq for one, was in zip(transitions, applied, strict=True) if was]
+
+
+def _ended(
+    successes: Sequence[Success], lost: Set[int], transitions: Sequence[Transition], applied: Sequence[bool]
+) -> list[int]:
+    """The ``seq`` of each job that this turn has ended."""
+    ended = [success.seq for success in successes if success.seq not in lost]
+    return ended + [one.seq for one, was in zip(transitions, applied, strict=True) if was and one.target in FINISHED]
 
 
 def _require_fit(connection: sqlite3.Connection, owner: int) -> None:

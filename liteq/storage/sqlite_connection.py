@@ -131,8 +131,15 @@ class Connections:
         return self._in_turn(transaction, self._attempts if patient else 1)
 
     def insert(self, statement: str, values: tuple[object, ...]) -> int:
-        """Run one INSERT as a transaction of its own and return its rowid; the shortest way to store something."""
-        return self._in_turn(lambda connection: connection.execute(statement, values).lastrowid or 0, self._attempts)
+        """Run one INSERT as a transaction of its own and return its rowid, 0 if a condition of its own kept it from
+        storing anything; the shortest way to store something.
+        """
+
+        def insert(connection: sqlite3.Connection) -> int:
+            cursor = connection.execute(statement, values)
+            return (cursor.lastrowid or 0) if cursor.rowcount == 1 else 0
+
+        return self._in_turn(insert, self._attempts)
 
     def _in_turn(self, transaction: Callable[[sqlite3.Connection], T], attempts: int) -> T:
         self._trust(TRUST)

@@ -106,11 +106,10 @@ _INSERT_DONE = (
 
 def apply(connection: sqlite3.Connection, transition: Transition) -> bool:
     """Apply one transition, if its guard holds."""
-    if transition.consume is not None and not _has_mark(connection, *transition.consume):
+    if transition.consume is not None and not _has_value(connection, *transition.consume):
         return False
     seq = transition.seq
-    taken = connection.execute(_TAKE_FROM[transition.source], {"seq": seq, "claim": transition.claim}).rowcount
-    if taken != 1:
+    if not take(connection, transition.source, seq, transition.claim):
         return False
     if transition.target in DONE_CODES:
         code = DONE_CODES[transition.target]
@@ -129,6 +128,25 @@ def apply(connection: sqlite3.Connection, transition: Transition) -> bool:
         if key is not None:
             connection.execute("DELETE FROM liteq_mark WHERE key = ?", (key,))
     return True
+
+
+def take(connection: sqlite3.Connection, state: JobState, seq: int, claim: int) -> bool:
+    """Take a job out of where it stands, if it stands there under this claim number."""
+    return connection.execute(_TAKE_FROM[state], {"seq": seq, "claim": claim}).rowcount == 1
+
+
+def put(connection: sqlite3.Connection, job: Job) -> None:
+    """Put a job that waits, and was taken out of where it stood, where it stands now."""
+    values = {name: getattr(job, name) for name in ("seq", "due", "reason", "claim", "attempt", "base", "crashes")}
+    connection.execute(_PUT_INTO[job.state], values)
+
+
+def block_new(connection: sqlite3.Connection, job: Job) -> Job:
+    """Take a job that was just stored, and is to be blocked, out of where it was put."""
+    stood = JobState.SCHEDULED if job.due is not None and job.due > job.created else JobState.READY
+    take(connection, stood, job.seq, 0)
+    put(connection, job)
+    return job
 
 
 _INSERT_ATTEMPT = (
@@ -246,7 +264,7 @@ def _claim_queue(
         connection.execute(_UNREADY_RUN, run)
     # Each row becomes a Job without going through its constructor, which costs three times as much.
     make, running = tuple.__new__, JobState.RUNNING
-    rest: tuple[object, ...] = (request.owner, now, None, None, None, None, ())
+    rest: tuple[object, ...] = (request.owner, now, None, None, None, None, (), None)
     if plain:
         rest = (None, None, None, None, 1, 1, 0, 0, *rest)
         return [
@@ -289,9 +307,14 @@ def _has_progress(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM liteq_progress LIMIT 1").fetchone() is not None
 
 
-def _has_mark(connection: sqlite3.Connection, key: str, value: str) -> bool:
+def _has_value(connection: sqlite3.Connection, key: str, value: str) -> bool:
     row = connection.execute("SELECT value FROM liteq_mark WHERE key = ?", (key,)).fetchone()
     return row is not None and row[0] == value
+
+
+def has_mark(connection: sqlite3.Connection, key: str) -> bool:
+    """Whether there is a mark of this key, whatever its value."""
+    return connection.execute("SELECT 1 FROM liteq_mark WHERE key = ?", (key,)).fetchone() is not None
 
 
 def swap_mark(connection: sqlite3.Connection, key: str, expected: str | None, new: str | None) -> bool:
@@ -317,6 +340,8 @@ def remove(connection: sqlite3.Connection, seqs: list[int]) -> int:
     text = str(done)
     connection.execute("DELETE FROM liteq_done WHERE id IN (SELECT value FROM json_each(?))", (text,))
     connection.execute("DELETE FROM liteq_attempt WHERE job IN (SELECT value FROM json_each(?))", (text,))
+    if connection.execute("SELECT 1 FROM liteq_unique LIMIT 1").fetchone() is not None:
+        connection.execute(_FORGET_KEYS, {"seqs": text})
     newest = connection.execute("SELECT max(id) FROM liteq_job").fetchone()[0]
     blank = connection.execute("SELECT value FROM liteq_meta WHERE key = 'blank'").fetchone()
     gone = [seq for seq in [*done, *(blank or ())] if seq != newest]
@@ -324,11 +349,15 @@ def remove(connection: sqlite3.Connection, seqs: list[int]) -> int:
     if newest in done:
         connection.execute(
             "UPDATE liteq_job SET rnd = -1, cid = NULL, queue = '', task = '', due = NULL, expires = NULL, "
-            "options = NULL, summary = NULL, payload = NULL WHERE id = ?",
+            "options = NULL, summary = NULL, payload = NULL, ukey = NULL WHERE id = ?",
             (newest,),
         )
         connection.execute("INSERT OR REPLACE INTO liteq_meta VALUES ('blank', ?)", (newest,))
     return len(done)
 
 
+_FORGET_KEYS = """
+DELETE FROM liteq_unique WHERE job IN (SELECT value FROM json_each(:seqs)) AND (key, task) IN
+    (SELECT ukey, task FROM liteq_job WHERE id IN (SELECT value FROM json_each(:seqs)) AND ukey IS NOT NULL)
+"""
 _STILL_DONE = "SELECT id FROM liteq_done WHERE id IN (SELECT value FROM json_each(?))"

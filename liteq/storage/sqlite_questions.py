@@ -86,8 +86,11 @@ def _job(state: JobState, row: tuple[Any, ...], attempts: tuple[Attempt, ...] = 
 def get(connection: sqlite3.Connection, job_id: str) -> Job | None:
     """The job of this public id, with its history."""
     seq = _seq(connection, job_id)
-    if seq is None:
-        return None
+    return None if seq is None else by_seq(connection, seq)
+
+
+def by_seq(connection: sqlite3.Connection, seq: int) -> Job | None:
+    """The job of this number, with its history."""
     for state in _TABLES:
         row = connection.execute(f"{_select(state)} WHERE {_by_seq(state)}", {"seq": seq}).fetchone()
         if row is not None:

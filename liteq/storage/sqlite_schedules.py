@@ -12,6 +12,7 @@ from typing import Any
 
 from liteq.job import WAITING, Job, JobState
 from liteq.schedule import Schedule
+from liteq.storage import sqlite_moves as moves
 from liteq.storage.base import Fire
 
 _FIELDS = Schedule._fields
@@ -129,7 +130,8 @@ def _fire_one(
     stored = []
     for job in one.jobs:
         for new in add(connection, [job._replace(state=JobState.READY)]):
-            stored.append(_block(connection, new, job.reason) if job.state is JobState.BLOCKED else new)
+            blocks = job.state is JobState.BLOCKED and new.state is not JobState.BLOCKED  # it may follow one of its key
+            stored.append(moves.block_new(connection, _waiting_for(new, job)) if blocks else new)
     if stored:
         last = stored[-1]
         connection.execute(
@@ -138,13 +140,5 @@ def _fire_one(
     return stored
 
 
-def _block(connection: sqlite3.Connection, job: Job, reason: str | None) -> Job:
-    """Take a job that was just stored, and so made ready, out of its queue."""
-    connection.execute(
-        "DELETE FROM liteq_ready WHERE queue = ? AND priority = ? AND id = ?", (job.queue, job.priority, job.seq)
-    )
-    connection.execute(
-        "INSERT INTO liteq_blocked (id, reason, claim, attempt, base, crashes) VALUES (?, ?, 0, 0, 0, 0)",
-        (job.seq, reason),
-    )
-    return job._replace(state=JobState.BLOCKED, reason=reason)
+def _waiting_for(job: Job, planned: Job) -> Job:
+    return job._replace(state=JobState.BLOCKED, reason=planned.reason)

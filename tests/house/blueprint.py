@@ -26,7 +26,7 @@ VALUES, STORAGE, APP, CONSUMER, EDGE, FRONT_DOOR = range(6)
 FLOORS: Mapping[int, frozenset[str]] = {
     VALUES: frozenset(
         {"_version", "errors", "clock", "instants", "serializers", "triggers", "retry", "job", "lifecycle", "gates"}
-        | {"schedule", "findings"}
+        | {"schedule", "findings", "unique"}
     ),
     STORAGE: frozenset({"storage"}),
     APP: frozenset(
@@ -38,6 +38,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "context",
             "definition",
             "functions",
+            "keys",
             "execution",
             "engine",
             "result",

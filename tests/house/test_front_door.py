@@ -16,6 +16,7 @@ import pytest
 
 import liteq
 from liteq import definition
+from liteq.unique import UNIQUE_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,6 +68,7 @@ PUBLIC = frozenset(
         "ConfigurationError",
         "DuplicateSchedule",
         "DuplicateTask",
+        "DuplicateJob",
         "SerializationError",
         "PayloadTooLarge",
         "TriggerError",
@@ -94,7 +96,7 @@ PROMISED = frozenset({"group", "chord"})
 
 # What `import liteq` may cost: the price of these, and little more. A small room of liteq's own costs 0.1 ms.
 BASELINE = "import sqlite3, json, threading, dataclasses"
-MODULES_OF_LITEQ = 32
+MODULES_OF_LITEQ = 33
 MODULES_BEYOND = 20
 
 # Each of these is imported where it is used, or a program that only enqueues pays for what it never touches.
@@ -245,7 +247,7 @@ def _is_written_here(member: object) -> bool:
 def test_types_and_program_agree_on_the_options_of_a_task_and_of_a_call() -> None:
     of_a_task = {*definition.OPTION_NAMES, "name", "aliases"}
     assert {*definition.TaskOptions.__annotations__, "context"} == of_a_task
-    of_a_call = {"eta", "delay", "priority", "queue", "id", "expires", *definition.PER_CALL}
+    of_a_call = {"eta", "delay", "priority", "queue", "id", "expires", *definition.PER_CALL, *UNIQUE_OPTIONS}
     assert set(definition.CallKeywords.__annotations__) == of_a_call
 
 

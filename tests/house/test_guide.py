@@ -28,7 +28,10 @@ from liteq import JobState, LiteQ, lifecycle, signals
 from liteq.consumer import ConsumerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("guide", "index", "coming-from", "schedules", "locks")))
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("guide", "index", "coming-from", "schedules", "locks", "unique")),
+)
 
 RUN = re.compile(r"^<!-- run -->\n```python\n(?P<body>.*?)^```$", re.M | re.S)
 MARK = re.compile(r"^ *<!-- *run\b.*$", re.M)

@@ -122,6 +122,12 @@ def options_are_checked() -> None:
     LiteQ(durability="some")  # type: ignore[arg-type]
     LiteQ(serialiser="json")  # type: ignore[call-arg]
     app.task(retries="3")  # type: ignore[call-overload]
+    app.task(unique="{a}", unique_for="waiting", on_duplicate="replace", debounce=5, debounce_max=timedelta(minutes=1))
+    app.task(unique=lambda arguments: str(arguments["a"]))
+    app.task(unique=7)  # type: ignore[call-overload]
+    app.task(unique=True, on_duplicate="drop")  # type: ignore[call-overload]
+    add.using(unique=None)
+    add.using(debounce="5")  # type: ignore[arg-type]
     app.task(retrys=3)  # type: ignore[call-overload]
     app.task(add, retries=3)  # type: ignore[call-overload]
 

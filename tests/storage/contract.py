@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import pytest
 from gates_contract import GatesContract
 from schedule_contract import ScheduleContract
+from unique_contract import UniqueContract
 
 from liteq import lifecycle
 from liteq.errors import ConfigurationError, StorageError
@@ -180,7 +181,7 @@ def at_once(function: Callable[[int], T], threads: int = THREADS) -> list[T]:
         sys.setswitchinterval(interval)
 
 
-class StorageContract(GatesContract, ScheduleContract):
+class StorageContract(GatesContract, ScheduleContract, UniqueContract):
     """The promises. Not collected by itself: subclasses give the fixtures."""
 
     #: Whether a watch is told of a death at once; where the system cannot, the dead are found by looking for them.

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from liteq import lifecycle
-from liteq.errors import StorageError
+from liteq.errors import DuplicateJob, StorageError
 from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Success, Transition
 from liteq.retry import RetryDelay
@@ -33,6 +33,7 @@ from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Storage, Turn
 from liteq.storage.file import FileStorage
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.sqlite import SqliteStorage
+from liteq.unique import Unique
 
 #: How to make each storage, empty, in a directory of its own. The first is the specification.
 CONTESTANTS: dict[str, Callable[[Path], Storage]] = {
@@ -58,9 +59,19 @@ POLICIES = [
 # ── what is drawn ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 moments = st.sampled_from([None, -5.0, 0.0, 0.25, 4.0, 20.0])
+uniques = st.one_of(
+    st.none(),
+    st.builds(
+        lambda key, scope, on_duplicate, times: Unique(key, scope, on_duplicate, *times),
+        st.sampled_from(["k", "Ł"]),
+        st.sampled_from(["active", "waiting"]),
+        st.sampled_from(["return", "raise", "replace", "replace"]),
+        st.sampled_from([(None, None), (None, None), (4.0, None), (4.0, 9.0)]),
+    ),
+)
 new_jobs = st.builds(
-    lambda job_id, task, queue, priority, due, expires, payload: (
-        Job(0, job_id, task, JobState.READY, queue, priority, payload),
+    lambda job_id, task, queue, priority, due, expires, payload, unique: (
+        Job(0, job_id, task, JobState.READY, queue, priority, payload, unique=unique),
         due,
         expires,
     ),
@@ -71,6 +82,7 @@ new_jobs = st.builds(
     moments,
     moments,
     st.sampled_from([b"", b"p", b"\0\xff"]),
+    uniques,
 )
 requests = st.builds(
     lambda owner, wanted, queues: ClaimRequest(owner, wanted, queues),
@@ -123,6 +135,8 @@ def answered(question: Callable[[Storage], Any], storage: Storage) -> Any:
         return question(storage)
     except StorageError:
         return REFUSED
+    except DuplicateJob as error:
+        return error.task, error.key
 
 
 class Agreement(RuleBasedStateMachine):
@@ -196,7 +210,9 @@ class Agreement(RuleBasedStateMachine):
             lifecycle.submit(job._replace(due=self.later(due), expires=self.later(expires)), self.now)
             for job, due, expires in batch
         ]
-        self.remember(self.ask(lambda storage: storage.add(jobs)))
+        added = self.ask(lambda storage: storage.add(jobs))
+        if isinstance(added, Added):
+            self.remember(added)
 
     def later(self, seconds: float | None) -> float | None:
         return None if seconds is None else self.now + seconds
@@ -413,6 +429,13 @@ class Agreement(RuleBasedStateMachine):
         self.ask(lambda storage: storage.next_due())
         self.ask(lambda storage: storage.owners())
         self.ask(lambda storage: storage.finished(numbers))
+        for number in numbers:
+            self.ask(lambda storage, number=number: rival(storage, number))
+
+
+def rival(storage: Storage, number: int) -> tuple[str, Job | None] | None:
+    found = storage.rival(number)
+    return None if found is None else (found.key, plain(storage.get(found.id)))
 
 
 def id_of(storage: Storage, seq: int) -> str:

@@ -22,13 +22,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from contract import NOW, bring, claim, decided, new
+from contract import NOW, bring, claim, decided, new, outcome
+from unique_contract import keys_hold
 
 from liteq import LiteQ, gates, lifecycle
 from liteq.clock import ManualClock
 from liteq.errors import StorageError
 from liteq.gates import Need
-from liteq.job import Ending, Job, JobFilter, JobState, Progress
+from liteq.job import FINISHED, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Policy
 from liteq.schedule import Schedule
 from liteq.storage import schema
@@ -36,6 +37,7 @@ from liteq.storage.base import ClaimRequest, Fire, Storage
 from liteq.storage.gates import Gates
 from liteq.storage.sqlite import SqliteStorage
 from liteq.storage.sqlite_guest import Guest
+from liteq.unique import Unique
 
 SHARED_MEMORY = Path("/dev/shm")
 STRUCK = 42  # the exit code of a child that died where it should
@@ -255,6 +257,32 @@ def at_gates(path: Path) -> Scene:
     return scene
 
 
+def with_keys(path: Path) -> Scene:
+    """Running jobs of a key with and without a follower, one that waits, and one that has ended and may not return."""
+    scene = set_up(path)
+    scene.storage.add([keyed(key, queue="keys") for key in ("run", "over", "lead")])
+    running, over, _ = scene.storage.turn([], ClaimRequest(scene.owner, 3, ("keys",)), NOW).jobs
+    scene.storage.apply([lifecycle.decide(over, Policy(), outcome(over, Ending.FAILED), NOW)], NOW)
+    scene.storage.add([keyed("run"), keyed("wait"), keyed("over")])
+    scene.running = (*scene.running, running, over)
+    return scene
+
+
+def keyed(key: str, on_duplicate: Any = "replace", **fields: Any) -> Job:
+    return new("keyed", unique=Unique(key, on_duplicate=on_duplicate), **fields)
+
+
+def _end_the_followed(scene: Scene) -> object:
+    running = scene.running[-2]
+    ended = lifecycle.decide(running, Policy(), outcome(running, Ending.FAILED), NOW + 1)
+    return scene.storage.turn([ended], ClaimRequest(scene.owner, 9, ("default",)), NOW + 1)
+
+
+def _bring_back(scene: Scene) -> object:
+    """Several that have ended, one of which may not come back."""
+    return scene.engine().change_all(JobFilter(states=FINISHED), lifecycle.requeue)
+
+
 def _claim_of(job: Job) -> tuple[int, int]:
     return job.seq, job.claim
 
@@ -455,6 +483,16 @@ VERBS: dict[str, Verb] = {
     "add with ids": Verb(lambda scene: scene.storage.add([new(id="a"), new(id="late"), new(id="b")])),
     "add a batch": Verb(_batch),
     "add on a connection": Verb(_add_on_a_connection),
+    "add one of a free key": Verb(lambda scene: scene.storage.add([keyed("free")]), with_keys),
+    "add: known, changed, following": Verb(
+        lambda scene: scene.storage.add([keyed("wait", "return"), keyed("wait", due=NOW + 9), keyed("run"), new()]),
+        with_keys,
+    ),
+    "add: follow": Verb(lambda scene: scene.storage.add([keyed("lead")]), with_keys),
+    "remove: jobs with keys": Verb(lambda scene: scene.storage.remove(JobFilter()), with_keys),
+    "turn: let follow": Verb(_end_the_followed, with_keys),
+    "bring back": Verb(_bring_back, with_keys, whole=False),
+    "rival": Verb(lambda scene: scene.storage.rival(scene.running[-1].seq), with_keys),
     "turn: claim": Verb(lambda scene: scene.storage.turn([], ClaimRequest(scene.owner, 9), NOW)),
     "turn: promote": Verb(lambda scene: scene.storage.turn([], None, NOW + 5)),
     "turn: progress": Verb(_tell_progress),
@@ -596,6 +634,7 @@ def assert_conserved(path: Path, where: str, before: set[int]) -> None:
         assert Counter(row[0] for row in connection.execute(places)) == Counter(jobs), where
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)], where
     assert before <= jobs, where
+    keys_hold(path)
     running = {row[0] for row in tables["liteq_running"]}
     assert {row[0] for row in tables["liteq_progress"]} <= running, where
 
@@ -621,7 +660,7 @@ def test_an_error_of_sqlite_at_any_statement_changes_nothing_and_the_same_call_w
             before = content(scene.path)
             strike(verb, scene, at, how)
             assert_idle(scene, where)
-            if verb.whole and verb.stage in (set_up, at_gates):
+            if verb.whole and verb.stage in (set_up, at_gates, with_keys):
                 assert content(scene.path) == before, where
             assert_conserved(scene.path, where, kept(name, {row[0] for row in before.get("liteq_job", ())}))
             verb.call(scene)

@@ -316,7 +316,7 @@ def test_a_state_is_complete(rich: FileStorage, reopen: Callable[[], FileStorage
 
 
 #: Of this process, or made anew from the rows: see `liteq.storage.replay.TABLES`.
-_MADE_ANEW = {"_lock", "_bell", "_flag", "_draw", "_alive", "_stops", "gates", "_gates"}
+_MADE_ANEW = {"_unique", "_lock", "_bell", "_flag", "_draw", "_alive", "_stops", "gates", "_gates"}
 _FROM_ROWS = {"_rows", "_seqs", "_standing", "_ready", "_scheduled"}
 
 

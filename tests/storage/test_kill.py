@@ -21,6 +21,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from unique_contract import keys_hold
 
 import liteq.storage
 import liteq.storage.replica
@@ -30,6 +31,7 @@ from liteq.lifecycle import Policy
 from liteq.storage.base import ClaimRequest, Storage
 from liteq.storage.file import FileStorage
 from liteq.storage.sqlite import SqliteStorage
+from liteq.unique import Unique
 
 NOW = 1_700_000_000.0
 POLICY = Policy(retries=1, max_crashes=1000)
@@ -56,7 +58,17 @@ class Victim:
         os.write(1, json.dumps([what, *details]).encode() + b"\n")
 
     def live(self) -> None:
-        verbs = [self.add, self.add_one, self.turn, self.turn, self.turn, self.handle_scrap, self.look, self.swap]
+        verbs = [
+            self.add,
+            self.add_one,
+            self.add_keyed,
+            self.turn,
+            self.turn,
+            self.turn,
+            self.handle_scrap,
+            self.look,
+            self.swap,
+        ]
         while True:
             self._random.choice(verbs)()
 
@@ -84,6 +96,10 @@ class Victim:
         ]
         stored = self._storage.add([lifecycle.submit(job, NOW) for job in jobs])
         self.acknowledge("added", batch, [[job.seq, job.id] for job in stored if job.task == KEEP])
+
+    def add_keyed(self) -> None:
+        unique = Unique(self._random.choice("abc"), on_duplicate=self._random.choice(["return", "replace"]))
+        self._storage.add([lifecycle.submit(Job(0, "", SCRAP, JobState.READY, unique=unique), NOW) for _ in range(2)])
 
     def turn(self) -> None:
         ending = self._random.choice([Ending.SUCCEEDED, Ending.SUCCEEDED, Ending.FAILED, Ending.INTERRUPTED])
@@ -210,6 +226,7 @@ def check(path: Path, ledger: Ledger) -> None:
         assert int(storage.marks("n").get("n", 0)) >= ledger.swaps
     if path.suffix:
         check_tables(path, {job.seq for job in jobs})
+        keys_hold(path)
 
 
 def assert_batches_are_whole(jobs: list[Job]) -> None:
