@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.harness import Durability
-from liteq import LiteQ, Task
+from liteq import FileStorage, LiteQ, Task
 
 ADD, STAMP, LINGER = "benchmarks.add", "benchmarks.stamp", "benchmarks.linger"
 
@@ -24,8 +24,8 @@ class Queue(NamedTuple):
 
 
 def open_queue(path: Path, durability: Durability) -> Queue:
-    """The benchmarks' app on this file; close ``app`` when done."""
-    app = LiteQ(path, durability=durability)
+    """The benchmarks' app on this file, or, where the path has no suffix, this directory; close ``app`` when done."""
+    app = LiteQ(path, durability=durability) if path.suffix else LiteQ(FileStorage(path, durability=durability))
     return Queue(app, app.task(name=ADD)(add), app.task(name=STAMP)(stamp), app.task(name=LINGER)(linger))
 
 

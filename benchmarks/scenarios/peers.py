@@ -51,7 +51,7 @@ def run(bench: Bench) -> Iterator[Figure]:
 
 def _enqueue(bench: Bench, peer: str, number: int, durability: Durability) -> Iterator[Figure]:
     liteq = partial(enqueue.liteq, durability, number)
-    yield from _side_by_side(bench, f"{peer}/enqueue", liteq, partial(_huey_enqueue, peer, number))
+    yield from side_by_side(bench, f"{peer}/enqueue", liteq, partial(huey_enqueue, peer, number))
 
 
 def _drain(bench: Bench, peer: str, number: int, durability: Durability, kind: str) -> Iterator[Figure]:
@@ -60,13 +60,14 @@ def _drain(bench: Bench, peer: str, number: int, durability: Durability, kind: s
     with bench.scratch() as directory:
         filled = drain.fill(directory / "filled", bench.size(20_000, 500))
         liteq = partial(drain.liteq, filled, durability, kind, WORKERS)
-        yield from _side_by_side(bench, prefix, liteq, partial(_huey_drain, peer, number, kind, lost))
+        yield from side_by_side(bench, prefix, liteq, partial(huey_drain, peer, number, kind, lost))
     yield Figure(f"{prefix}/lost by peer", "jobs", tuple(lost))
 
 
-def _side_by_side(
+def side_by_side(
     bench: Bench, prefix: str, liteq: Callable[[Path], float], peer: Callable[[Path], float]
 ) -> Iterator[Figure]:
+    """The rates of both, and how many times as much liteq does, round by round."""
     rates = bench.take_turns({"liteq": liteq, "peer": peer}, rounds=bench.rounds(3), warm_up=False)
     for name, values in rates.items():
         yield Figure(f"{prefix}/{name}", JOBS, tuple(values))
@@ -74,16 +75,17 @@ def _side_by_side(
     yield Figure(f"{prefix}/ratio", TIMES, ratios)
 
 
-def _huey_enqueue(peer: str, number: int, directory: Path) -> float:
+def huey_enqueue(peer: str, number: int, directory: Path) -> float:
+    """Calls a second."""
     command = [sys.executable, "-m", "benchmarks.programs.huey_enqueue", str(number)]
     environ = environment(directory / "queue") | {"BENCHMARK_PEER": peer}
     done = subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, text=True, timeout=PATIENCE)
     return float(done.stdout)
 
 
-def _huey_drain(peer: str, number: int, kind: str, lost: list[float], directory: Path) -> float:
+def huey_drain(peer: str, number: int, kind: str, lost: list[float], directory: Path) -> float:
     """Jobs a second; how many were never run is added to ``lost``."""
-    _huey_enqueue(peer, number - 1, directory)  # and the one that makes the file
+    huey_enqueue(peer, number - 1, directory)  # and the one that makes the file
     environ = environment(directory / "queue") | {"BENCHMARK_PEER": peer}
     app = "benchmarks.programs.huey_app.huey"
     options = ["-k", kind, "-w", str(WORKERS), "--quiet", "--no-periodic"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -29,6 +29,7 @@ from liteq.storage.record import Asked
 from liteq.storage.replica import Replica
 
 if TYPE_CHECKING:
+    from liteq.findings import Finding
     from liteq.storage.salvage import Salvaged
     from liteq.storage.watch import Watch
 
@@ -226,6 +227,19 @@ class FileStorage(Storage):
     def upkeep(self) -> None:
         if self._keeper.win():  # otherwise another consumer of this queue does it
             self._replica.shorten()
+
+    def backup(self, target: Path, *, overwrite: bool = False) -> None:
+        from liteq.storage.file_backup import backup
+
+        backup(self._replica, target, overwrite=overwrite)
+
+    def examine(self, *, thorough: bool = True) -> Iterator[Finding]:
+        from liteq.storage.file_checkup import examine
+        from liteq.storage.surroundings import slot_files
+
+        yield from examine(self.path, thorough=thorough)
+        known = self._replica.ask(lambda model: list(model.slots.values()))
+        yield slot_files(known, self._slots_directory)
 
     def schema_version(self) -> int | None:
         self._replica.prepare()

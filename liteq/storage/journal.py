@@ -139,6 +139,15 @@ def _split(data: bytes) -> list[bytes]:
     return [*(one + b"\n" for one in whole[:-1]), *(whole[-1:] if whole[-1] else ())]
 
 
+def is_torn(rest: bytes) -> bool:
+    """Whether what follows the last good line may be a line that was being written, and not one that was stored and has
+    changed. A line is written at once, with its end; a block that the disk did not get before a power loss is zeros.
+    """
+    if any(checked(one) is not None for one in _split(rest)[1:]):
+        return False
+    return b"\n" not in rest or b"\0" in rest
+
+
 class Damaged(StorageUnusable):
     """A line in the middle of a journal is not what was written.
 
@@ -294,11 +303,8 @@ class Journal:
             Damaged: it is not the rest of a line that was being written, but one that was stored and has changed.
         """
         rest = self.read(at, self.size())
-        others = _split(rest)[1:]
-        intact = sum(checked(one) is not None for one in others)
-        # A line is written at once, with its end; a block that the disk did not get before a power loss is zeros.
-        if intact or (b"\n" in rest and b"\0" not in rest):
-            raise Damaged(self.path, at, intact)
+        if not is_torn(rest):
+            raise Damaged(self.path, at, sum(checked(one) is not None for one in _split(rest)[1:]))
         try:
             os.ftruncate(self._descriptor, at)
         except OSError as error:

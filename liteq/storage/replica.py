@@ -118,36 +118,49 @@ class Replica:
                 self._replace_if_neglected(journal, model)
                 return answer
 
-    def add(self, jobs: Sequence[Job]) -> Added:
-        """The verb of this name, without the model where that is not up to date and nothing depends on it."""
-        return in_shelter(self._add, jobs)
+    def add(self, jobs: Sequence[Job], **more: Any) -> Added:
+        """The verb of this name; without the model, where nothing depends on it.
 
-    def _add(self, jobs: Sequence[Job]) -> Added:
+        Args:
+            jobs: and what else the verb takes.
+        """
+        return in_shelter(self._add, jobs, {name: value for name, value in more.items() if value is not None})
+
+    def _add(self, jobs: Sequence[Job], more: Mapping[str, Any]) -> Added:
         if not jobs:
             return Added()
         with self._lock:
-            if all(map(is_plain, jobs)) and all(_is_new(job) for job in jobs):
+            if not more and all(map(is_plain, jobs)) and all(_is_new(job) for job in jobs):
                 self._open()
                 self._end_what_was_cut_short()
                 with self.turnstile:
                     added = self._add_blindly(self._enter(), jobs)
                 if added is not None:
                     return added
-        return self._write("add", (jobs,), {})  # type: ignore[no-any-return]
+        return self._write("add", (jobs,), more)  # type: ignore[no-any-return]
 
     def _add_blindly(self, journal: Journal, jobs: Sequence[Job]) -> Added | None:
         """Write down new jobs without looking at the others; ``None``: the model is to do it."""
         end = journal.size()
-        if self._model is not None and self._heard == end:
-            return None
+        model = self._model if self._heard == end else None
         seq = self._tail[1] if self._tail[0] == end else journal.next_seq(end)
         if seq is None:
             return None  # the rest of a line of one who died; the model finds out where it begins
         draw = getrandbits(40)
         stored = [stored_as(job, number, draw) for number, job in enumerate(jobs, seq)]
         line = line_of(text_of(["add", draw, None, [[trimmed(job) for job in jobs]]]), seq + len(jobs))
-        journal.append(line, end)
-        self._tail = end + len(line), seq + len(jobs)
+        journal.prove_room(end)
+        try:
+            journal.append(line, end)
+            self._tail = end + len(line), seq + len(jobs)
+            if model is not None:
+                model.prepare(draw, None)
+                model.add(jobs)
+                self._heard = end + len(line)
+        except BaseException as error:
+            if not isinstance(error, StorageError):
+                self._model = None  # it may have gone half way
+            raise
         return Added(stored)
 
     def barrier(self) -> None:
@@ -369,7 +382,7 @@ class Replica:
             state = model.frozen()
         successor = Successor(self.directory)
         try:
-            _write_state(state, successor)
+            write_state(state, successor)
             successor.settle()
             with self._lock:
                 self._end_what_was_cut_short()
@@ -390,14 +403,14 @@ class Replica:
         self._enter()
 
     def _replace_if_neglected(self, journal: Journal, model: Model) -> None:
-        if not _has_grown(journal, self._heard, NEGLECTED) or self._heard < self._not_before:
+        if not is_neglected(journal, self._heard) or self._heard < self._not_before:
             return
         self._not_before = self._heard + GROWN
         try:
             successor = Successor(self.directory)
             try:
                 state = model.frozen()
-                _write_state(state, successor)
+                write_state(state, successor)
                 self._take_over(journal, successor, self._heard, state.next_seq)
             finally:
                 successor.close()
@@ -411,12 +424,18 @@ class Replica:
 _READ_IN_THE_TURN = 1 << 20
 
 
+def is_neglected(journal: Journal, end: int) -> bool:
+    """Whether the verbs in a journal are so long that somebody should have replaced it long ago."""
+    return _has_grown(journal, end, NEGLECTED)
+
+
 def _has_grown(journal: Journal, end: int, times: int = 1) -> bool:
     state = journal.head.state
     return end - state > times * max(GROWN, TIMES * state)
 
 
-def _write_state(state: Frozen, successor: Successor) -> None:
+def write_state(state: Frozen, successor: Successor) -> None:
+    """Write a state as the beginning of a journal."""
     for name, content in state.parts():
         successor.write(line_of(text_of(["state", name, content]), state.next_seq))
 

@@ -7,19 +7,15 @@ opened, and what the open file says of itself (`of_content`).
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from liteq.findings import Finding, Verdict
-from liteq.storage.filesystem import NETWORK_FILESYSTEMS, filesystem
+from liteq.storage import surroundings
 from liteq.storage.sqlite_connection import RESTART_ABOVE
 
-#: Free space in bytes below which a warning is given: a checkpoint needs room for what is in the WAL, 16 MiB at most as
-#: a rule, and the file grows by what is enqueued.
-LITTLE_SPACE = 100 << 20
 #: A WAL larger than so many bytes is held by somebody who reads an old state: consumers keep it near 16 MiB.
 LARGE_WAL = 64 << 20
 #: Versions of SQLite from .. up to which a reset of the WAL can, rarely, corrupt the file (https://sqlite.org/wal.html,
@@ -34,22 +30,14 @@ _TABLES = ("liteq_ready", "liteq_scheduled", "liteq_running", "liteq_blocked", "
 
 def of_path(path: Path, side: Path) -> Iterator[Finding]:
     """The file and the directories around it, without opening the database."""
-    yield _filesystem(path)
+    yield surroundings.filesystem(path)
     yield from _file(path)
-    yield _directory("directory", path.parent)
+    yield surroundings.directory("directory", path.parent)
     if side.is_dir():
-        yield _directory("side_directory", side)
-    yield _space(path)
+        yield surroundings.directory("side_directory", side)
+    yield surroundings.space(path)
     yield _wal(path)
-    yield _openers(path)
-
-
-def _filesystem(path: Path) -> Finding:
-    kind = filesystem(path)
-    if kind not in NETWORK_FILESYSTEMS:
-        return Finding("filesystem", Verdict.OK, kind or "this system does not tell")
-    advice = "move the queue to a local disk: locks on network filesystems fail silently"
-    return Finding("filesystem", Verdict.WRONG, f"a network filesystem ({kind})", advice)
+    yield surroundings.openers(path)
 
 
 def _file(path: Path) -> Iterator[Finding]:
@@ -59,7 +47,8 @@ def _file(path: Path) -> Iterator[Finding]:
         yield Finding("file", Verdict.WRONG, f"cannot be looked at: {error.strerror}", "look at the path and its owner")
         return
     if not (os.access(path, os.R_OK) and os.access(path, os.W_OK)):
-        found = f"not readable and writable for {_user()} (owner {status.st_uid}, {stat.filemode(status.st_mode)})"
+        mode = stat.filemode(status.st_mode)
+        found = f"not readable and writable for {surroundings.user()} (owner {status.st_uid}, {mode})"
         yield Finding("file", Verdict.WRONG, found, "run as its owner, or change its owner or mode")
     elif status.st_nlink > 1:
         found = f"it has {status.st_nlink} names (hard links)"
@@ -71,26 +60,6 @@ def _file(path: Path) -> Iterator[Finding]:
         yield Finding("file", Verdict.OK, "readable and writable, and nobody else's")
 
 
-def _user() -> str:
-    return f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
-
-
-def _directory(name: str, directory: Path) -> Finding:
-    if os.access(directory, os.W_OK | os.X_OK):
-        return Finding(name, Verdict.OK, "writable")
-    advice = "SQLite and liteq put files beside the database: let this user write there"
-    return Finding(name, Verdict.WRONG, f"{directory} is not writable", advice)
-
-
-def _space(path: Path) -> Finding:
-    free = shutil.disk_usage(path.parent).free
-    if free >= LITTLE_SPACE:
-        return Finding("free_space", Verdict.OK, f"{free >> 20:,} MiB")
-    verdict = Verdict.WARNING if free else Verdict.WRONG
-    advice = "make room: when the disk is full nothing can be enqueued, and outcomes wait in memory"
-    return Finding("free_space", verdict, f"{free >> 20:,} MiB", advice)
-
-
 def _wal(path: Path) -> Finding:
     try:
         size = path.with_name(path.name + "-wal").stat().st_size
@@ -100,38 +69,6 @@ def _wal(path: Path) -> Finding:
         return Finding("wal", Verdict.OK, f"{size >> 10:,} KiB")
     advice = "somebody reads an old state: end a transaction that was left open, in a database shell perhaps"
     return Finding("wal", Verdict.WARNING, f"{size >> 20:,} MiB", advice)
-
-
-def _openers(path: Path) -> Finding:
-    pids = _who_has_open(path)
-    if pids is None:
-        return Finding("open_by", Verdict.NOTE, "this system does not tell")
-    return Finding("open_by", Verdict.OK, f"processes {', '.join(map(str, pids))}" if pids else "nobody else")
-
-
-def _who_has_open(path: Path) -> list[int] | None:
-    """The processes that have the file open, as far as this user may see; without this one."""
-    try:
-        wanted = path.stat()
-        processes = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    except OSError:  # no Linux
-        return None
-    others = (pid for pid in processes if pid != os.getpid())
-    return sorted(pid for pid in others if _has_open(pid, wanted.st_dev, wanted.st_ino))
-
-
-def _has_open(pid: int, device: int, inode: int) -> bool:
-    try:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                status = descriptor.stat()
-            except OSError:  # closed meanwhile
-                continue
-            if (status.st_dev, status.st_ino) == (device, inode):
-                return True
-    except OSError:  # gone, or somebody else's
-        return False
-    return False
 
 
 # ── what the file says ───────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +87,8 @@ def of_content(connection: sqlite3.Connection, slots: Path, thorough: bool) -> I
         yield _integrity(connection)
         yield from _one_place_each(connection)
     yield _pages(connection)
-    yield _slot_files(connection, slots)
+    known = [row[0] for row in connection.execute("SELECT slot FROM liteq_owner").fetchall()]
+    yield surroundings.slot_files(known, slots)
 
 
 def _library() -> Finding:
@@ -197,18 +135,3 @@ def _pages(connection: sqlite3.Connection) -> Finding:
         return Finding("size", Verdict.OK, found)
     advice = "free pages are used again, but the file does not shrink by itself: it was not created by liteq"
     return Finding("size", Verdict.NOTE, found, advice)
-
-
-def _slot_files(connection: sqlite3.Connection, slots: Path) -> Finding:
-    known = {row[0] for row in connection.execute("SELECT slot FROM liteq_owner").fetchall()}
-    there = set(_names(slots))
-    orphans = there - known
-    if not orphans:
-        return Finding("lock_files", Verdict.OK, f"{len(there)}, each of a registered consumer")
-    found = f"{len(orphans)} of {len(there)} belong to no registered consumer: {', '.join(sorted(orphans)[:5])}"
-    advice = f"they do no harm; if no process has them open, delete them from {slots}"
-    return Finding("lock_files", Verdict.NOTE, found, advice)
-
-
-def _names(directory: Path) -> Iterable[str]:
-    return (entry.name for entry in directory.iterdir()) if directory.is_dir() else ()

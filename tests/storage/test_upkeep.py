@@ -18,7 +18,7 @@ from contract import NOW, add_many, claim, new
 from liteq.errors import StorageError
 from liteq.findings import Finding, Verdict
 from liteq.job import JobState
-from liteq.storage import sqlite_backup, sqlite_checkup
+from liteq.storage import sqlite_backup, sqlite_checkup, surroundings
 from liteq.storage.base import ClaimRequest
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.sqlite import SqliteStorage
@@ -204,7 +204,7 @@ def test_a_missing_file_is_a_finding(tmp_path: Path) -> None:
 
 
 def small_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_checkup, "LITTLE_SPACE", 1 << 62)
+    monkeypatch.setattr(surroundings, "LITTLE_SPACE", 1 << 62)
 
 
 def large_wal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def large_wal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_checkup, "filesystem", lambda _: "nfs4")
+    monkeypatch.setattr(surroundings, "kind_of", lambda _: "nfs4")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 
 from liteq import LiteQ
 from liteq.cli.commands import Commands
+from liteq.cli.commands.info import size_of
 from liteq.cli.endings import DONE
 from liteq.cli.escaping import escaped
 from liteq.cli.output import Output, in_bytes
@@ -21,7 +22,7 @@ def declare(commands: Commands) -> None:
 def back_up(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
     """Copy it."""
     path = app.backup(arguments.file, overwrite=arguments.overwrite)
-    size = path.stat().st_size
+    size = size_of(str(path))
     said = f"{escaped(app.storage.location)} is copied to {escaped(str(path))} ({in_bytes(size)})"
     output.record({"location": app.storage.location, "file": str(path), "size": size}, said)
     return DONE
