@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from liteq.context import TaskContext
     from liteq.errors import (
         Cancel,
+        ClaimLost,
         ConfigurationError,
         DuplicateJob,
         DuplicateSchedule,
+        DuplicateStep,
         DuplicateTask,
+        EventTimeout,
         Fail,
+        JobFinished,
         JobNotFound,
         LiteQError,
         LockReentered,
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
     from liteq.result import Result, ResultGroup
     from liteq.schedule import Schedule
     from liteq.serializers import CompressedSerializer, JSONSerializer, PickleSerializer, Serializer, SignedSerializer
+    from liteq.step import Step, StepKind, StepState
     from liteq.storage.base import Storage
     from liteq.storage.file import FileStorage
     from liteq.storage.memory import MemoryStorage
@@ -69,16 +74,20 @@ if TYPE_CHECKING:
 __all__ = [
     "Attempt",
     "Cancel",
+    "ClaimLost",
     "CompressedSerializer",
     "ConfigurationError",
     "DuplicateJob",
     "DuplicateSchedule",
+    "DuplicateStep",
     "DuplicateTask",
+    "EventTimeout",
     "Fail",
     "FileStorage",
     "Finding",
     "JSONSerializer",
     "Job",
+    "JobFinished",
     "JobNotFound",
     "JobState",
     "LiteQ",
@@ -104,6 +113,9 @@ __all__ = [
     "SignedSerializer",
     "Snooze",
     "SqliteStorage",
+    "Step",
+    "StepKind",
+    "StepState",
     "Storage",
     "StorageBusy",
     "StorageError",
@@ -137,6 +149,7 @@ _ROOMS = {
     "result": ("Result", "ResultGroup"),
     "schedule": ("Schedule",),
     "serializers": ("CompressedSerializer", "JSONSerializer", "PickleSerializer", "Serializer", "SignedSerializer"),
+    "step": ("Step", "StepKind", "StepState"),
     "storage.base": ("Storage",),
     "storage.file": ("FileStorage",),
     "storage.memory": ("MemoryStorage",),

@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from liteq import lifecycle
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from liteq.limits import Limits, LockState
     from liteq.schedule import CatchUp, Overlap
     from liteq.schedules import Schedules
+    from liteq.step import Step
     from liteq.triggers import Trigger
 
 P = ParamSpec("P")
@@ -90,7 +93,8 @@ class LiteQ:
         result_ttl: seconds (or timedelta) after their end for which succeeded, revoked and expired jobs are kept;
             ``None``: for ever.
         failed_ttl: the same for failed ones.
-        max_payload: how many bytes the arguments of one call, and the result of a job, may have when encoded.
+        max_payload: how many bytes the arguments of one call, the result of a job or a step, and what is sent with an
+            event may have when encoded.
         clock: a Clock, for tests.
 
     Raises:
@@ -156,7 +160,8 @@ class LiteQ:
             from liteq.storage.memory import MemoryStorage
 
             engine = self._engine_on(MemoryStorage())
-            engine.runtime, engine.signals = self._stored.runtime, self._stored.signals
+            engine.runtime = replace(self._stored.runtime, storage=engine.storage)  # the same tasks and hooks
+            engine.signals = self._stored.signals
             engine.declared = self._stored.declared
             engine.announce = engine.signals.send
             engine.immediate = True
@@ -438,6 +443,14 @@ class LiteQ:
         """
         return self.engine.job(check_name(id, "id"))
 
+    def steps(self, result_or_id: Result[Any] | str) -> list[Step]:
+        """What a job has recorded with ``task.step``, ``task.sleep`` and ``task.wait_for``, in order.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        return self.storage.steps(self.engine.job(_id(result_or_id)).seq)
+
     def jobs(
         self,
         state: str | Iterable[str] | None = None,
@@ -578,21 +591,55 @@ class LiteQ:
         """Undo `revoke_all`; False if the task was not revoked."""
         return self.engine.restore_task(self._known(task))
 
-    def requeue(self, result_or_id: Result[Any] | str) -> bool:
-        """Run a finished job again, history kept; False if it has not finished."""
-        return self.engine.change(_id(result_or_id), lifecycle.requeue)
+    def send(self, result_or_id: Result[Any] | str, event: str, data: Any = None) -> None:
+        """Send an event to a job that has not finished, for its ``task.wait_for(event)``. If the job waits for it, it
+        goes on at once; if not, the event is kept until it does. Several are taken one by one, the first first.
+
+        Args:
+            result_or_id: the job.
+            event: the name that the job waits for.
+            data: what its ``wait_for`` returns; it must be storable, as an argument must.
+
+        Raises:
+            JobNotFound: there is no such job. JobFinished: it has ended, so nobody would look at it.
+            SerializationError: ``data`` cannot be stored. PayloadTooLarge: it has more bytes than ``max_payload``.
+            TypeError, ConfigurationError: ``event`` is no name.
+        """
+        self.engine.send(_id(result_or_id), event, data)
+
+    async def asend(self, result_or_id: Result[Any] | str, event: str, data: Any = None) -> None:
+        """`send` for coroutines."""
+        import asyncio
+
+        await asyncio.to_thread(self.send, result_or_id, event, data)
+
+    def requeue(self, result_or_id: Result[Any] | str, *, from_start: bool = False) -> bool:
+        """Run a finished job again, history kept; False if it has not finished.
+
+        Args:
+            from_start: forget the steps that it has recorded, so that they are done again; without it, it goes on
+                behind the last one.
+        """
+        _check_flag(from_start, "from_start")
+        return self.engine.change(_id(result_or_id), partial(lifecycle.requeue, from_start=from_start))
 
     def requeue_all(
-        self, state: str | Iterable[str] = "failed", task: str | Task[Any, Any] | None = None, queue: str | None = None
+        self,
+        state: str | Iterable[str] = "failed",
+        task: str | Task[Any, Any] | None = None,
+        queue: str | None = None,
+        *,
+        from_start: bool = False,
     ) -> int:
-        """Run all finished jobs of these states again; return how many."""
+        """Run all finished jobs of these states again, as `requeue` does; return how many."""
+        _check_flag(from_start, "from_start")
         states = require_states(state)
         if not states or not states <= FINISHED:
             raise ConfigurationError(
                 f"requeue_all takes finished states ({', '.join(sorted(FINISHED))}), not {state!r}"
             )
         return sum(
-            self.engine.change_all(JobFilter(states, queue, name), lifecycle.requeue)
+            self.engine.change_all(JobFilter(states, queue, name), partial(lifecycle.requeue, from_start=from_start))
             for name in self._stored_names(task)
         )
 

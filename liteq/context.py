@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from datetime import datetime
-from typing import Protocol
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from liteq.clock import Clock
 from liteq.instants import moment
 from liteq.job import Job, Progress
+
+if TYPE_CHECKING:
+    from liteq.steps import Steps, Suspended
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Channel(Protocol):
@@ -32,16 +38,29 @@ class TaskContext:
         job: as it was claimed.
         retries_left: attempts that remain should this one fail.
         deadline: on the monotonic clock; ``None``: no timeout.
+        channel: to its consumer.
+        clock: the app's.
+        make_steps: gives a job's steps; called at the first of them.
     """
 
-    __slots__ = ("_channel", "_clock", "_deadline", "_job", "retries_left")
+    __slots__ = ("_channel", "_clock", "_deadline", "_job", "_make_steps", "_steps", "retries_left")
 
-    def __init__(self, job: Job, retries_left: int, deadline: float | None, channel: Channel, clock: Clock) -> None:
+    def __init__(
+        self,
+        job: Job,
+        retries_left: int,
+        deadline: float | None,
+        channel: Channel,
+        clock: Clock,
+        make_steps: Callable[[Job], Steps],
+    ) -> None:
         self._job = job
         self.retries_left = retries_left
         self._deadline = deadline
         self._channel = channel
         self._clock = clock
+        self._make_steps = make_steps
+        self._steps: Steps | None = None
 
     @property
     def id(self) -> str:
@@ -97,8 +116,95 @@ class TaskContext:
         """Seconds until the task's ``timeout``; ``None`` where it has none."""
         return None if self._deadline is None else max(0.0, self._deadline - self._clock.monotonic())
 
+    # ── steps ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _all_steps(self) -> Steps:
+        if self._steps is None:
+            self._steps = self._make_steps(self._job)
+        return self._steps
+
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function, once in the life of this job: what it returns is recorded in the storage under ``name``, and
+        the next attempt, after an error, a crash or a sleep, is given that instead of calling it again.
+
+        If the process dies after the call and before its result is on the disk, the function is called again. What must
+        not happen twice even then needs the other side's help: `step_key` is a key to send along.
+
+        Args:
+            name: tells the job's steps apart; it stays the same from one attempt to the next.
+            function: called with the other arguments. What it returns must be storable, as a task's result must.
+
+        Raises:
+            DuplicateStep: this run has come to a step of this name already.
+            SerializationError: what it returned cannot be stored. PayloadTooLarge: it has more bytes than the app's
+                ``max_payload``. Nothing was recorded.
+            ClaimLost: the job runs elsewhere by now; nothing was recorded.
+            TypeError: it is an async function, which takes `astep`.
+        """
+        return self._all_steps().step(name, function, args, kwargs)  # type: ignore[no-any-return]
+
+    @overload
+    async def astep(
+        self, name: str, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    @overload
+    async def astep(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def astep(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """`step` for coroutines: awaits what an async function returns, and the event loop goes on while it is being
+        recorded. (A plain function keeps the loop waiting while it runs.)"""
+        return await self._all_steps().astep(name, function, args, kwargs)
+
+    def step_key(self, name: str) -> str:
+        """A text that is the same each time this job comes to this step, and of no other step of any job in this file:
+        an idempotency key for the other side."""
+        return f"{self._job.id}:{name}"
+
+    def sleep(self, delay: float | timedelta, *, name: str | None = None) -> None:
+        """Let the job sleep: it gives its worker back and is ``scheduled`` until then. After that the function is run
+        again from its beginning, with its recorded steps, and this returns at once, as it does from then on.
+
+        It ends the run by an exception that is no Exception: ``finally`` and ``with`` blocks are left by it.
+
+        Args:
+            delay: seconds (or timedelta), from when the job first came here.
+            name: what tells it from the job's other sleeps; without, it is their order.
+
+        Raises:
+            TypeError, ConfigurationError: an argument is wrong. ClaimLost: as in `step`.
+        """
+        self._all_steps().sleep(delay, name)
+
+    async def asleep(self, delay: float | timedelta, *, name: str | None = None) -> None:
+        """`sleep` for coroutines."""
+        await self._all_steps().asleep(delay, name)
+
+    def wait_for(self, event: str, timeout: float | timedelta | None = None) -> Any:
+        """What somebody sends to this job by ``app.send(job, event, data)``; waits for it without a worker, as `sleep`
+        does: ``blocked``, or, with a timeout, ``scheduled``.
+
+        What was sent before is there at once. Each call takes one, the first first.
+
+        Args:
+            event: its name.
+            timeout: seconds (or timedelta) from when the job first came here, after which it waits no longer.
+
+        Raises:
+            EventTimeout: nobody has sent it in time.
+            TypeError, ConfigurationError: an argument is wrong. ClaimLost: as in `step`.
+        """
+        return self._all_steps().wait_for(event, timeout)
+
+    async def await_for(self, event: str, timeout: float | timedelta | None = None) -> Any:
+        """`wait_for` for coroutines."""
+        return await self._all_steps().await_for(event, timeout)
+
     def __repr__(self) -> str:
         return f"<TaskContext {self.name} job={self.id} attempt={self.attempt}>"
+
+
+def suspension_of(context: TaskContext) -> Suspended | None:
+    """Why the run that has this context is to end, though its function may not want to hear of it."""
+    return None if context._steps is None else context._steps.suspended
 
 
 class _Thread(threading.local):

@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from liteq import lifecycle
 from liteq import signals as S
 from liteq.clock import Clock
-from liteq.definition import Declarations, Definition, Options, policy_without_task
-from liteq.errors import ConfigurationError, DuplicateJob, JobNotFound, TaskFailed
+from liteq.definition import Declarations, Definition, Options, check_name, policy_without_task
+from liteq.errors import (
+    ConfigurationError,
+    DuplicateJob,
+    JobFinished,
+    JobNotFound,
+    PayloadTooLarge,
+    SerializationError,
+    TaskFailed,
+)
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
 from liteq.job import FINISHED, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Success, Transition
@@ -46,6 +54,7 @@ _SIGNAL_OF_TARGET = {
 }
 _SIGNAL_OF_ENDING = {
     Ending.SNOOZED: S.SNOOZED,
+    Ending.SUSPENDED: S.SNOOZED,
     Ending.INTERRUPTED: S.INTERRUPTED,
     Ending.CANCELLED: S.CANCELED,
 }
@@ -102,7 +111,7 @@ class Engine:
         self.immediate = False
         self.result_ttl: float | None = None
         self.failed_ttl: float | None = None
-        self.runtime = Runtime({}, serializer, clock, timezone, _report_hook)
+        self.runtime = Runtime({}, serializer, storage, clock, timezone, _report_hook)
         self.signals = S.Signals(_report_receiver)
         self.announce: Callable[[str, Job, TaskFailed | None], None] = self.signals.send
         self.declared = Declarations()
@@ -535,6 +544,24 @@ class Engine:
 
     def _run_freed(self) -> None:
         """A lock was given back: in immediate mode nobody else runs the jobs that waited for it."""
+        if self.immediate:
+            self.run_ready()
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, job_id: str, event: str, data: object) -> None:
+        """Send an event to a job; see `LiteQ.send`."""
+        check_name(event, "the name of an event")
+        try:
+            payload = None if data is None else self.runtime.serializer.dumps(data)
+        except SerializationError as error:
+            raise SerializationError(f"the event {event!r} was not sent to job {job_id}: {error}") from error
+        if payload is not None and len(payload) > self.runtime.max_payload:
+            what = f"the event {event!r} was not sent to job {job_id}, its data is too large"
+            raise PayloadTooLarge(what, len(payload), self.runtime.max_payload)
+        job = self.job(job_id)
+        if not self.storage.send(job.seq, event, payload, self.clock.now()):
+            raise JobFinished(job.id, self.job(job_id).state)
         if self.immediate:
             self.run_ready()
 

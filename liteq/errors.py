@@ -5,7 +5,8 @@
     LiteQError
     ├── ConfigurationError      (ValueError)    an option that makes no sense, named
     │   ├── DuplicateTask                       two functions under one task name
-    │   └── DuplicateSchedule                   two schedules under one name
+    │   ├── DuplicateSchedule                   two schedules under one name
+    │   └── DuplicateStep                       two steps of one job under one name
     ├── DuplicateJob            (Exception)     another unfinished job has the unique key of this one
     ├── SerializationError      (ValueError)    a value that cannot be stored, or stored bytes that cannot be read
     │   └── PayloadTooLarge                     … because it has more bytes than the app's ``max_payload``
@@ -14,6 +15,9 @@
     ├── ScheduleNotFound        (LookupError)   no schedule has this name
     ├── UnknownTask             (LookupError)   no task of this name is registered in this process
     ├── NotRunning              (RuntimeError)  something was asked about a running job, and this one is not running
+    ├── JobFinished             (RuntimeError)  something was sent to a job that has ended
+    ├── ClaimLost               (RuntimeError)  a job that somebody else has taken over wanted to record something
+    ├── EventTimeout            (TimeoutError)  the event that a job waited for did not come in time
     ├── NoAnswer                (TimeoutError)  the consumer that runs a job did not answer a question about it
     ├── ResultTimeout           (TimeoutError)  the job did not finish in the time given to get()
     ├── WouldDeadlock           (RuntimeError)  a job waits for another one that cannot start before it ends
@@ -84,6 +88,26 @@ class DuplicateJob(LiteQError):
 
     def __reduce__(self) -> tuple[type[DuplicateJob], tuple[object, ...]]:
         return type(self), (self.task, self.key, self.job_id, self.again)
+
+
+class DuplicateStep(ConfigurationError):
+    """One run of a job came to two steps under one name, of which the second would be given the first one's result.
+
+    Args:
+        name: of the step.
+        job_id: the job.
+    """
+
+    def __init__(self, name: str, job_id: str) -> None:
+        super().__init__(
+            f"job {job_id} came to a second step {name!r} in one run: it would be given what the first one returned. "
+            "Give each its own name, in a loop for example f'charge {order.id}'"
+        )
+        self.name = name
+        self.job_id = job_id
+
+    def __reduce__(self) -> tuple[type[DuplicateStep], tuple[str, str]]:
+        return type(self), (self.name, self.job_id)
 
 
 class SerializationError(LiteQError, ValueError):
@@ -181,6 +205,65 @@ class NotRunning(LiteQError, RuntimeError):
 
     def __reduce__(self) -> tuple[type[NotRunning], tuple[str, str]]:
         return type(self), (self.job_id, self.state)
+
+
+class JobFinished(LiteQError, RuntimeError):
+    """Something was sent to a job that has ended, and will not look at it any more.
+
+    Args:
+        job_id: the job.
+        state: how it has ended.
+    """
+
+    def __init__(self, job_id: str, state: str) -> None:
+        super().__init__(
+            f"job {job_id} has ended as {state}: nothing was sent to it. If it is to run again, requeue it first"
+        )
+        self.job_id = job_id
+        self.state = state
+
+    def __reduce__(self) -> tuple[type[JobFinished], tuple[str, str]]:
+        return type(self), (self.job_id, self.state)
+
+
+class ClaimLost(LiteQError, RuntimeError):
+    """Raised in a job that is not this worker's any more: its consumer was taken for dead, and somebody else has taken
+    the job over. Nothing that it does from here on is recorded; it should end.
+
+    Args:
+        job_id: the job.
+        step: what it wanted to record.
+    """
+
+    def __init__(self, job_id: str, step: str) -> None:
+        super().__init__(
+            f"job {job_id} does not belong to this worker any more, and its step {step!r} was not recorded: its "
+            "consumer was taken for dead, or gave the job up, and it runs elsewhere or has ended. What it returns here "
+            "is dropped"
+        )
+        self.job_id = job_id
+        self.step = step
+
+    def __reduce__(self) -> tuple[type[ClaimLost], tuple[str, str]]:
+        return type(self), (self.job_id, self.step)
+
+
+class EventTimeout(LiteQError, TimeoutError):
+    """Raised in a job by ``task.wait_for``: the event did not come in time. That is recorded like a result: another
+    attempt would be told the same, so liteq makes none for this error.
+
+    Args:
+        event: what was waited for.
+        job_id: the job.
+    """
+
+    def __init__(self, event: str, job_id: str) -> None:
+        super().__init__(f"nobody has sent the event {event!r} to job {job_id} in time")
+        self.event = event
+        self.job_id = job_id
+
+    def __reduce__(self) -> tuple[type[EventTimeout], tuple[str, str]]:
+        return type(self), (self.event, self.job_id)
 
 
 class NoAnswer(LiteQError, TimeoutError):

@@ -14,16 +14,29 @@ from datetime import tzinfo
 from typing import TYPE_CHECKING, Any, Protocol
 
 from liteq.clock import Clock
-from liteq.context import Channel, Report, TaskContext, current_job
+from liteq.context import Channel, Report, TaskContext, current_job, suspension_of
 from liteq.definition import Definition, Options
-from liteq.errors import Cancel, Directive, Fail, PayloadTooLarge, Retry, SerializationError, Snooze, TaskTimeout
+from liteq.errors import (
+    Cancel,
+    Directive,
+    EventTimeout,
+    Fail,
+    PayloadTooLarge,
+    Retry,
+    SerializationError,
+    Snooze,
+    TaskTimeout,
+)
 from liteq.gates import NeedsOf
 from liteq.instants import seconds, timestamp
 from liteq.job import Ending, Job, Outcome
 from liteq.serializers import Serializer
+from liteq.storage.base import Storage
 
 if TYPE_CHECKING:
     import asyncio
+
+    from liteq.steps import Steps, Suspended
 
 #: What is kept of a message and of a traceback, in characters.
 LONGEST_MESSAGE = 4_000
@@ -93,17 +106,19 @@ class Runtime:
     Args:
         tasks: every registered task by stored name, aliases included.
         serializer: of payloads and results.
+        storage: for what a running job records.
         clock: the app's.
         timezone: in which naive datetimes are read.
         before, after: the pre_execute and post_execute hooks.
         report: called with (what failed, job, error) when a hook raises.
         limited: what jobs of a task need before they may run, by stored name; tasks that need nothing are not in it.
         on_startup, on_shutdown: called once in each process that runs jobs.
-        max_payload: how many bytes a call's arguments, and a result, may have.
+        max_payload: how many bytes a call's arguments, a result, and what is sent with an event may have.
     """
 
     tasks: dict[str, Definition]
     serializer: Serializer
+    storage: Storage
     clock: Clock
     timezone: tzinfo
     report: Report
@@ -113,6 +128,12 @@ class Runtime:
     on_startup: list[Callable[[], Any]] = field(default_factory=list)
     on_shutdown: list[Callable[[], Any]] = field(default_factory=list)
     max_payload: int = MAX_PAYLOAD
+
+    def steps(self, job: Job) -> Steps:
+        """The steps of a job that runs here."""
+        from liteq.steps import Steps  # few tasks have any
+
+        return Steps(job, self.storage, self.serializer, self.clock, self.max_payload)
 
 
 def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) -> Outcome:
@@ -171,6 +192,8 @@ def _run(
                 value = context.run(definition.function, *args, **kwargs)
         finally:
             deadline.stop()
+        if options.context:
+            _hold_suspended(kwargs["task"])
     except BaseException as raised:
         error = raised
         raise
@@ -222,6 +245,8 @@ async def _run_async(
             value = await _timed(definition.function(*args, **kwargs), options.timeout, deadline)
         finally:
             deadline.stop()
+        if options.context:
+            _hold_suspended(kwargs["task"])
     except BaseException as raised:
         error = raised
         raise
@@ -245,7 +270,15 @@ class _Undecodable(SerializationError):
 def _context(job: Job, options: Options, runtime: Runtime, channel: Channel) -> TaskContext:
     failures = job.attempt - job.base - job.crashes - 1
     ends = None if options.timeout is None else runtime.clock.monotonic() + options.timeout
-    return TaskContext(job, max(0, options.policy.retries - failures), ends, channel, runtime.clock)
+    left = max(0, options.policy.retries - failures)
+    return TaskContext(job, left, ends, channel, runtime.clock, runtime.steps)
+
+
+def _hold_suspended(context: TaskContext) -> None:
+    """A function that was told to end because its job sleeps, and has swallowed that, has not succeeded."""
+    suspended = suspension_of(context)
+    if suspended is not None:
+        raise suspended
 
 
 # ── async tasks ──────────────────────────────────────────────────────────────────────────────────────────
@@ -341,6 +374,9 @@ def _failed(
 ) -> Outcome:
     finished = runtime.clock.now()
     outcome = Outcome(job.seq, job.claim, Ending.FAILED, started, finished)
+    if (suspended := _suspended(error)) is not None:
+        delay = None if suspended.until is None else max(0.0, suspended.until - finished)
+        return outcome._replace(ending=Ending.SUSPENDED, delay=delay, awaits=suspended.event)
     if isinstance(error, Interrupted) or (interrupted and not isinstance(error, Exception)):
         return outcome._replace(ending=Ending.INTERRUPTED)
     if isinstance(error, Directive):
@@ -353,6 +389,17 @@ def _failed(
         retryable=is_retryable(error, options),
         **_described(error, options.timeout),
     )
+
+
+def _suspended(error: BaseException) -> Suspended | None:
+    """What ends this run because the job sleeps or waits; also out of a TaskGroup, which wraps what leaves it."""
+    if isinstance(error, Exception):
+        return None
+    from liteq.steps import Suspended
+
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, Suspended) else None
 
 
 def _directed(outcome: Outcome, directive: Directive, runtime: Runtime, now: float) -> Outcome:
@@ -376,7 +423,7 @@ def _directed(outcome: Outcome, directive: Directive, runtime: Runtime, now: flo
 
 def is_retryable(error: BaseException, options: Options) -> bool:
     """Whether ``retry_on`` and ``give_up_on`` allow another attempt after this error."""
-    if isinstance(error, _Undecodable):
+    if isinstance(error, _Undecodable | EventTimeout):  # which another attempt would be told again
         return False
     # SystemExit and its like are not Exceptions, yet no reason to give up: they count as any other error.
     matches = isinstance(error, options.retry_on) or not isinstance(error, Exception)

@@ -50,6 +50,7 @@ class Ending(StrEnum):
     GAVE_UP = "gave up"  # it raised Fail
     INTERRUPTED = "interrupted"  # the consumer was told to stop; costs no attempt
     UNKNOWN = "unknown"  # its worker does not know the task; costs no attempt
+    SUSPENDED = "suspended"  # it sleeps, or waits for an event, without a worker; costs no attempt
 
 
 class Attempt(NamedTuple):
@@ -210,7 +211,8 @@ class Outcome(NamedTuple):
     """What a worker reports about one attempt; made of plain values, so that it travels between processes.
 
     ``delay`` is what the task asked for with Retry or Snooze, in seconds; ``retryable`` is False when ``retry_on`` or
-    ``give_up_on`` forbid another attempt; ``death`` is only known to whoever found the worker dead.
+    ``give_up_on`` forbid another attempt; ``death`` is only known to whoever found the worker dead. One that was
+    suspended goes on after ``delay``, or when the event comes that it ``awaits``, if it awaits one.
     """
 
     seq: int
@@ -226,6 +228,7 @@ class Outcome(NamedTuple):
     retryable: bool = True
     details: str = ""
     death: Death | None = None
+    awaits: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,20 @@
                 │                         ▲  ▲                                 │
                 └─▶ scheduled ────────────┘  │  interrupted, snoozed(0)        │ decide
                       ▲      promote (due)   └─────────────────────────────────┤
-                      └──────────── retry later, snoozed ──────────────────────┤
+                      └──────────── retry later, snoozed, sleeps ──────────────┤
                                                                                ├─▶ succeeded
       ready, scheduled ── revoke ─▶ revoked ── restore ─▶ ready / scheduled    ├─▶ failed
       ready, scheduled ── not started before expires ─▶ expired                ├─▶ revoked
-      any finished ── requeue ─▶ ready (history kept)                          └─▶ blocked (task unknown)
+      any finished ── requeue ─▶ ready (history kept)                          └─▶ blocked (task unknown, or
+      blocked, scheduled ── the event is sent that it waits for ─▶ ready           it waits for an event)
       ready ── claimed, but a lock or limit has no room ─▶ blocked ── there is room ─▶ ready
       enqueue ── one of its unique key runs, and is to be followed ─▶ blocked ── that one has ended ─▶ ready / scheduled
 
 Each function takes a Job and what happened and returns a Transition: a guard (which job, in which state, under which
 claim number) and the new fields. A storage applies it if the guard still holds and answers False if not; it never
-invents one, but promotes what is due, lets in whom a lock or limit has room for (`liteq.gates`), and lets go on what
-followed a job of its unique key (`liteq.unique`). So a stale owner cannot change a job that somebody else has claimed
-since.
+invents one, but promotes what is due, lets in whom a lock or limit has room for (`liteq.gates`), lets go on what
+followed a job of its unique key (`liteq.unique`), and wakes the job that waits for the event that is sent to it. So a
+stale owner cannot change a job that somebody else has claimed since.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, NamedTuple
 
+from liteq.gates import gate_of
 from liteq.job import FINISHED, WAITING, Attempt, Death, Ending, Job, JobState, Outcome
 from liteq.retry import RetryDelay
 from liteq.unique import Unique
@@ -39,7 +41,9 @@ REVOKE_MARK = "revoke:"
 CANCEL_MARK = "cancel:"
 PAUSE_MARK = "pause:"
 STACK_MARK = "stack:"
+#: Reasons of blocked jobs: nobody knows the task of this name; the event of this name has not been sent.
 UNKNOWN_TASK = "unknown task: "
+EVENT = "event: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,9 @@ class Transition(NamedTuple):
 
     The guard is ``seq``, ``source`` and ``claim``: the change happens if that job is in that state under that claim
     number, and otherwise not at all. ``record`` joins the job's history. ``consume`` names a mark that must still have
-    that value and is removed with the change; ``drop_mark`` one that is removed whatever its value.
+    that value and is removed with the change; ``drop_mark`` one that is removed whatever its value. ``awaits`` names
+    the event that is to wake the job; if it has been sent by then, the job is ready instead. ``forget_steps`` deletes
+    what steps it has recorded.
     """
 
     seq: int
@@ -86,6 +92,8 @@ class Transition(NamedTuple):
     consume: tuple[str, str] | None = None
     drop_mark: str | None = None
     forget_expiry: bool = False
+    awaits: str | None = None
+    forget_steps: bool = False
 
 
 class Success(NamedTuple):
@@ -155,12 +163,9 @@ def follow(job: Job, running: str) -> Job:
     return job._replace(state=JobState.BLOCKED, reason=follows(running))
 
 
-def change(holder: Job, job: Job, unique: Unique, *, stays_blocked: bool) -> Job:
+def change(holder: Job, job: Job, unique: Unique) -> Job:
     """A waiting job after a new one of its key has met it and changed it: it keeps its id, its place in the order of
     enqueue and its history.
-
-    Args:
-        stays_blocked: it waits for something that the change does not end.
     """
     now = job.created
     due = job.due
@@ -171,10 +176,25 @@ def change(holder: Job, job: Job, unique: Unique, *, stays_blocked: bool) -> Job
         # What was tried was another call: this one has its whole allowance of retries.
         fields = ("queue", "priority", "payload", "options", "summary")
         changed = changed._replace(**{name: getattr(job, name) for name in fields}, base=holder.attempt, crashes=0)
-    if stays_blocked:
+    if stays_blocked(holder, unique):
         return changed
     state = JobState.SCHEDULED if due is not None and due > now else JobState.READY
     return changed._replace(state=state, reason=None)
+
+
+def begins_anew(unique: Unique) -> bool:
+    """Whether a job that is changed by a new one of its key is another call from then on, which has done nothing yet:
+    what steps the old one has recorded, and what was sent to it, are forgotten."""
+    return unique.on_duplicate == "replace"
+
+
+def stays_blocked(holder: Job, unique: Unique) -> bool:
+    """Whether a job that is changed waits for something that the change does not end: not for a gate, where it stands
+    in line again, and not for an event that another call has been waiting for."""
+    reason = holder.reason or ""
+    if holder.state is not JobState.BLOCKED or gate_of(reason) is not None:
+        return False
+    return not (begins_anew(unique) and reason.startswith(EVENT))
 
 
 def admit(job: Job, now: float, marks: Mapping[str, str]) -> Transition | None:
@@ -233,7 +253,7 @@ def decide(
     ending = outcome.ending
     if ending == Ending.SUCCEEDED:
         return succeed(job, outcome).transition()
-    if ending in (Ending.INTERRUPTED, Ending.SNOOZED, Ending.UNKNOWN):
+    if ending in (Ending.INTERRUPTED, Ending.SNOOZED, Ending.SUSPENDED, Ending.UNKNOWN):
         return _given_back(job, outcome, now, cancelled)
     return _after_failure(job, policy, outcome, now, draw, cancelled)
 
@@ -298,6 +318,10 @@ def _given_back(job: Job, outcome: Outcome, now: float, cancelled: bool) -> Tran
         return back._replace(target=JobState.REVOKED, finished=now, reason=reason, drop_mark=cancel_mark(job))
     if outcome.ending == Ending.UNKNOWN:
         return back._replace(target=JobState.BLOCKED, reason=UNKNOWN_TASK + job.task)
+    if outcome.ending == Ending.SUSPENDED:
+        back = back._replace(awaits=outcome.awaits, forget_expiry=job.expires is not None)  # it was started in time
+        if outcome.awaits is not None and outcome.delay is None:
+            return back._replace(target=JobState.BLOCKED, reason=EVENT + outcome.awaits)
     return _waiting(back, now + (outcome.delay or 0.0), now)
 
 
@@ -344,17 +368,18 @@ def restore(job: Job, now: float) -> Transition | None:
     return _waiting(_moved(job, JobState.READY), job.due or now, now)._replace(drop_mark=cancel_mark(job))
 
 
-def requeue(job: Job, now: float) -> Transition | None:
+def requeue(job: Job, now: float, *, from_start: bool = False) -> Transition | None:
     """Run a finished job again at once, with its whole allowance of retries; ``None`` if it has not finished.
 
-    The history stays, and attempts are counted on from it.
+    The history stays, and attempts are counted on from it. So do the steps that it has recorded, unless it is to begin
+    ``from_start``.
     """
     if job.state not in FINISHED:
         return None
     due = now if job.due is not None and job.due > now else None  # a later one would hold it back once more
     back = _moved(job, JobState.READY)
     back = back._replace(due=due, base=job.attempt, crashes=0, drop_mark=cancel_mark(job))
-    return back._replace(forget_expiry=job.expires is not None)
+    return back._replace(forget_expiry=job.expires is not None, forget_steps=from_start)
 
 
 def reschedule(job: Job, due: float, now: float) -> Transition | None:

@@ -65,6 +65,10 @@ def settled(job: Job, retries: int, outcome: Outcome, transition: Transition) ->
             _write(ERROR, "gave up", keys | took | error, tail)
         case JobState.REVOKED:
             _write(INFO, "revoked", keys | took | {"reason": transition.reason})
+        case _ if outcome.ending == Ending.SUSPENDED:
+            event = {} if outcome.awaits is None else {"event": outcome.awaits}
+            delay = {} if outcome.delay is None else {"delay": _duration(outcome.delay)}
+            _write(INFO, "sleeps" if outcome.awaits is None else "waits", keys | took | event | delay)
         case JobState.BLOCKED:
             _write(WARNING, "parked", keys | {"reason": transition.reason})
         case _ if outcome.ending == Ending.INTERRUPTED:

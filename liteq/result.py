@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from liteq import lifecycle
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from liteq.deadlock import Parent
+    from liteq.step import Step
 
 R = TypeVar("R")
 
@@ -211,6 +213,14 @@ class Result(Generic[R]):
         last = self.job().error
         return None if last is None else TaskFailed(self.id, last.error_type, last.message, last.traceback)
 
+    def steps(self) -> list[Step]:
+        """What the job has recorded with ``task.step``, ``task.sleep`` and ``task.wait_for``, in order.
+
+        Raises:
+            JobNotFound: there is no such job (any more).
+        """
+        return self._engine.storage.steps(self.job().seq)
+
     # ── commands ─────────────────────────────────────────────────────────────────────────────────────
 
     def revoke(self, terminate: bool = False) -> bool:
@@ -240,13 +250,16 @@ class Result(Generic[R]):
         due = due_at(now, engine.timezone, eta=eta, delay=delay)
         return engine.change(self.id, lambda job, now: lifecycle.reschedule(job, now if due is None else due, now))
 
-    def requeue(self) -> bool:
+    def requeue(self, *, from_start: bool = False) -> bool:
         """Run a finished job again, with its whole allowance of retries; its history stays.
+
+        Args:
+            from_start: forget the steps that it has recorded; without it, it goes on behind the last one.
 
         Returns:
             False if it has not finished.
         """
-        return self._engine.change(self.id, lifecycle.requeue)
+        return self._engine.change(self.id, partial(lifecycle.requeue, from_start=from_start))
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Result) and self._id is not None and self._id == other._id)

@@ -29,7 +29,7 @@ CANCELED = "canceled"  # the task raised Cancel
 REVOKED = "revoked"  # somebody revoked it
 EXPIRED = "expired"  # not started in time
 INTERRUPTED = "interrupted"  # put back because the consumer stops
-SNOOZED = "snoozed"  # the task raised Snooze
+SNOOZED = "snoozed"  # the task raised Snooze, sleeps, or waits for an event
 BLOCKED = "blocked"  # parked: no consumer here knows its task
 
 ALL = (

@@ -73,6 +73,18 @@ def renaming(text: str) -> tuple[str, str]:
     return old, new
 
 
+def json_value(text: str) -> object:
+    """What a JSON text stands for.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"takes JSON, such as '\"yes\"' or '{{\"by\": 7}}': {error}") from None
+
+
 def names(text: str) -> tuple[str, ...]:
     """Different names with commas between."""
     given = tuple(name.strip() for name in text.split(","))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from liteq import Attempt, Job, JobNotFound, JobState, LiteQ
+from liteq import Attempt, Job, JobNotFound, JobState, LiteQ, Step
 from liteq.cli.times import iso
 
 
@@ -55,7 +55,7 @@ def as_keys(job: Job) -> dict[str, Any]:
     }
 
 
-def as_all_keys(job: Job) -> dict[str, Any]:
+def as_all_keys(job: Job, steps: list[Step]) -> dict[str, Any]:
     """What ``show --json`` says of a job: the same, what is stored, and its history."""
     return as_keys(job) | {
         "consumer": job.owner,
@@ -68,6 +68,21 @@ def as_all_keys(job: Job) -> dict[str, Any]:
         "result": text_of(job.result),
         "result_size": None if job.result is None else len(job.result),
         "attempts": [_attempt(one) for one in job.attempts],
+        "steps": [_step(one) for one in steps],
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "kind": str(step.kind),
+        "name": step.name,
+        "number": step.number,
+        "state": str(step.state),
+        "attempt": step.attempt,
+        "recorded_at": iso(step.recorded_at),
+        "until": iso(step.until),
+        "result": text_of(step.result),
+        "result_size": None if step.result is None else len(step.result),
     }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from liteq.findings import Finding
     from liteq.schedule import Schedule
+    from liteq.step import Step
     from liteq.storage.gates import Gates
     from liteq.storage.watch import Watch
 
@@ -186,6 +187,7 @@ class Storage(ABC):
             transitions: applied in order; each guarded by (seq, source, claim). One that brings a finished job back
                 is not applied while another unfinished one has its unique key. Where one ends a job, or a success
                 does, whatever followed it for its key's sake goes on.
+                One that ``awaits`` an event that was sent already, and not taken, leads to ``ready``.
             request: what to claim; ``None``: nothing.
             now: scheduled jobs due at or before it become ready, the longest due first; where very many are, a part of
                 them (the next turn goes on: ``next_due`` is then still in the past). Also the ``started`` of claimed
@@ -259,7 +261,8 @@ class Storage(ABC):
 
     @abstractmethod
     def remove(self, query: JobFilter) -> int:
-        """Delete finished jobs that match, with their history, at most ``query.limit`` in one transaction.
+        """Delete finished jobs that match, with their history, their steps and what was sent to them, at most
+        ``query.limit`` in one transaction.
 
         Returns:
             How many were deleted. Jobs that have not finished are never deleted. A ``seq`` is never given again.
@@ -276,6 +279,56 @@ class Storage(ABC):
 
         Returns:
             Whether it happened. Atomic over all processes.
+        """
+
+    # ── steps and events ─────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def record_step(self, seq: int, claim: int, step: Step) -> bool:
+        """Record a step of a running job, so that it is not done again.
+
+        Args:
+            seq, claim: the job, which must be running by this claim.
+            step: by its key, the first one of the job.
+
+        Returns:
+            Whether it was recorded. False: the job is not running by this claim (any more), or has such a step.
+
+        Atomic: one transaction. Called by: workers, from inside the job.
+        """
+
+    @abstractmethod
+    def steps(self, seq: int) -> list[Step]:
+        """What a job has recorded, in order of ``position``; empty where there is no such job."""
+
+    @abstractmethod
+    def await_event(self, seq: int, claim: int, step: Step, now: float) -> Step | None:
+        """Take what was sent to a running job, or note that it waits for it.
+
+        Args:
+            seq, claim: the job, which must be running by this claim.
+            step: kind ``wait``, state ``waiting``; its name is the event's. One of its key that was recorded before
+                takes its place.
+            now: seconds since the epoch.
+
+        Returns:
+            The step as it stands now, which is what is recorded: ``done``, with what was sent first of what nobody has
+            taken; ``timed out``, if nothing was and its ``due`` is over; or ``waiting``. ``None``: the job is not
+            running by this claim (any more); nothing was recorded or taken.
+
+        Atomic: one transaction; each event is taken once. Called by: workers, from inside the job.
+        """
+
+    @abstractmethod
+    def send(self, seq: int, event: str, data: bytes | None, now: float) -> bool:
+        """Keep an event for a job until the job takes it; and if the job is blocked, or scheduled, by a transition that
+        ``awaits`` it, make the job ready.
+
+        Returns:
+            False, and nothing is kept, if there is no such job, or it has finished.
+
+        Atomic: one transaction. No event is lost between a job's last look and the transition by which it begins to
+        wait, because that one looks again.
         """
 
     # ── schedules ────────────────────────────────────────────────────────────────────────────────────

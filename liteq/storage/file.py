@@ -148,6 +148,13 @@ class FileStorage(Storage):
     rival = _asked(MemoryStorage.rival)
     remove = _written(MemoryStorage.remove)
 
+    # ── steps and events ─────────────────────────────────────────────────────────────────────────────
+
+    steps = _asked(MemoryStorage.steps)
+    record_step = _written(MemoryStorage.record_step)
+    await_event = _written(MemoryStorage.await_event)
+    send = _written(MemoryStorage.send)
+
     # ── marks, schedules ─────────────────────────────────────────────────────────────────────────────
 
     marks = _asked(MemoryStorage.marks)

@@ -26,6 +26,7 @@ from liteq.errors import StorageError
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
 from liteq.schedule import Schedule
+from liteq.step import Step
 from liteq.storage.base import (
     CALLER,
     Added,
@@ -40,6 +41,7 @@ from liteq.storage.base import (
     refuse_connection,
 )
 from liteq.storage.memory_gates import House, MemoryGates
+from liteq.storage.memory_steps import Awaited, MemorySteps, Recorded, Sent
 from liteq.storage.memory_unique import Draft, Held, Key, MemoryUnique
 from liteq.storage.shelter import sheltered
 from liteq.storage.watch import Bell, BellWatch, Change, Watch
@@ -81,6 +83,10 @@ class MemoryStorage(Storage):
         self._keys: dict[int, Key] = {}
         self._held: dict[Key, Held] = {}
         self._unique = MemoryUnique(self._rows, self._marks, self._keys, self._held)
+        self._recorded: Recorded = {}
+        self._sent: Sent = {}
+        self._awaited: Awaited = {}
+        self._steps = MemorySteps(self._rows, self._recorded, self._sent, self._awaited)
         with _births:
             _storages.add(self)
 
@@ -103,6 +109,8 @@ class MemoryStorage(Storage):
                 else:
                     self._set_mark(lifecycle.cancel_mark(row), None)
                     self._gates.left([row.seq], jobs[0].created)
+            for seq in draft.anew:
+                self._steps.remove(seq)
             self._unique.hold(draft)
         if added:
             self._bell.ring()
@@ -169,14 +177,16 @@ class MemoryStorage(Storage):
     def _plan(self, transitions: Sequence[Transition]) -> Plan:
         """What the transitions lead to; changes nothing, so that a faulty one among them leaves no trace."""
         draft = Draft()
-        plan = Plan([], draft.rows, [], set(), draft)
+        plan = Plan([], [], draft.rows, [], set(), draft)
         for transition in transitions:
             row = plan.rows.get(transition.seq) or self._rows.get(transition.seq)
             if row is None or not self._holds(transition, row, plan):
                 plan.applied.append(False)
                 continue
             plan.applied.append(True)
-            plan.rows[row.seq] = _moved(row, transition)
+            move = self._steps.standing(transition)
+            plan.moves.append(move)
+            plan.rows[row.seq] = _moved(row, move)
             if row.state in FINISHED and transition.target not in FINISHED:
                 self._unique.bring_back(row.seq, draft)
             if transition.record is not None:
@@ -201,6 +211,8 @@ class MemoryStorage(Storage):
         for row in plan.rows.values():
             self._put(row)
         self._unique.hold(plan.draft)
+        for move in plan.moves:
+            self._steps.applied(move)
         for seq, record in plan.records:
             self._history[seq] = (*self._history.get(seq, ()), record)
         for key in plan.consumed:
@@ -287,6 +299,7 @@ class MemoryStorage(Storage):
                 del self._rows[row.seq], self._seqs[row.id]
                 self._history.pop(row.seq, None)
                 self._unique.forget(row.seq)
+                self._steps.remove(row.seq)
         if doomed:
             self._bell.ring()
         return len(doomed)
@@ -382,6 +395,38 @@ class MemoryStorage(Storage):
     def next_due(self) -> float | None:
         with self._lock:
             return self._scheduled.first()[0] if self._scheduled else None
+
+    # ── steps and events ─────────────────────────────────────────────────────────────────────────────
+
+    @sheltered
+    def record_step(self, seq: int, claim: int, step: Step) -> bool:
+        with self._lock:
+            recorded = self._steps.record(seq, claim, step)
+        if recorded:
+            self._bell.ring()
+        return recorded
+
+    def steps(self, seq: int) -> list[Step]:
+        with self._lock:
+            return self._steps.steps(seq)
+
+    @sheltered
+    def await_event(self, seq: int, claim: int, step: Step, now: float) -> Step | None:
+        with self._lock:
+            standing, changed = self._steps.await_event(seq, claim, step, now)
+        if changed:
+            self._bell.ring()
+        return standing
+
+    @sheltered
+    def send(self, seq: int, event: str, data: bytes | None, now: float) -> bool:
+        with self._lock:
+            kept, woken = self._steps.send(seq, event, data, now)
+            if woken is not None:
+                self._put(woken)
+        if kept:
+            self._bell.ring()
+        return kept
 
     # ── marks ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -560,12 +605,14 @@ class MemoryStorage(Storage):
 
 
 class Plan(NamedTuple):
-    """What a turn's transitions lead to: the answers, the new rows by seq, what joins histories, the marks used up.
+    """What a turn's transitions lead to: the answers, the transitions that hold, as they stand, the new rows by seq,
+    what joins histories, the marks used up.
 
     ``draft`` holds the same rows, and the keys that are taken again.
     """
 
     applied: list[bool]
+    moves: list[Transition]
     rows: dict[int, Job]
     records: list[tuple[int, Attempt]]
     consumed: set[str]

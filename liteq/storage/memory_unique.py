@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from liteq import lifecycle
 from liteq.errors import DuplicateJob
-from liteq.gates import gate_of
 from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import Meeting
 from liteq.storage.base import Rival
@@ -27,11 +26,13 @@ class Held(NamedTuple):
 
 @dataclass(slots=True)
 class Draft:
-    """What is going to be changed: rows by seq, who takes which key, and the keys of new jobs."""
+    """What is going to be changed: rows by seq, who takes which key, the keys of new jobs, and which jobs are to forget
+    what they have done."""
 
     rows: dict[int, Job] = field(default_factory=dict)
     held: dict[Key, Held] = field(default_factory=dict)
     keys: dict[int, Key] = field(default_factory=dict)
+    anew: set[int] = field(default_factory=set)
 
 
 class MemoryUnique:
@@ -68,7 +69,9 @@ class MemoryUnique:
         if holder is not None and meeting is Meeting.KNOWN:
             return holder, True
         if holder is not None and meeting is Meeting.CHANGED:
-            draft.rows[holder.seq] = _changed(holder, row, unique)
+            draft.rows[holder.seq] = lifecycle.change(holder, row, unique)
+            if lifecycle.begins_anew(unique):
+                draft.anew.add(holder.seq)
             return draft.rows[holder.seq], True
         after = None
         if holder is not None and meeting is Meeting.FOLLOWS:
@@ -138,8 +141,3 @@ class MemoryUnique:
         held = None if name is None else self._held.get(name)
         if name is not None and held is not None and held.job == seq:
             del self._held[name]
-
-
-def _changed(holder: Job, job: Job, unique: Unique) -> Job:
-    stays = holder.state is JobState.BLOCKED and gate_of(holder.reason or "") is None
-    return lifecycle.change(holder, job, unique, stays_blocked=stays)

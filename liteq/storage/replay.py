@@ -18,6 +18,7 @@ from typing import Any
 
 from liteq.job import Attempt, Job, JobState
 from liteq.schedule import Schedule
+from liteq.step import Step
 from liteq.storage.base import Added
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.memory_gates import GateTable
@@ -39,6 +40,9 @@ TABLES: Mapping[str, Any] = {
     "_keys": Mapping[int, Key],
     "_held": Mapping[Key, Held],
     "_owners": Mapping[int, str],
+    "_recorded": Mapping[int, tuple[Step, ...]],
+    "_sent": Mapping[int, tuple[tuple[str, bytes | None], ...]],
+    "_awaited": Mapping[int, tuple[str, int]],
     "slots": Mapping[int, str],
 }
 
@@ -53,6 +57,9 @@ VERBS: Mapping[str, Verb] = {
         Verb("put_schedule", always=False),
         Verb("drop_schedule", always=False),
         Verb("fire", always=False),
+        Verb("record_step", always=False),
+        Verb("await_event", always=False),
+        Verb("send", always=False),
         Verb("enroll"),
         Verb("forget", deaths=True),
         Verb("gates.take", deaths=True),

@@ -236,8 +236,28 @@ CREATE TRIGGER liteq_job_unique AFTER INSERT ON liteq_job WHEN new.ukey IS NOT N
 END;
 """
 
+_STEPS = """
+-- What jobs have got done and are not to do again: the fields of `liteq.step.Step`, which says what they mean.
+CREATE TABLE liteq_step (
+    job INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,
+    state TEXT NOT NULL, position INTEGER NOT NULL, attempt INTEGER NOT NULL, recorded REAL NOT NULL,
+    due REAL, result BLOB,
+    PRIMARY KEY (job, kind, name, number)
+) WITHOUT ROWID;
+
+-- What was sent to jobs and not taken yet; the first is taken first.
+CREATE TABLE liteq_event (
+    id INTEGER PRIMARY KEY, job INTEGER NOT NULL, name TEXT NOT NULL, data BLOB, sent REAL NOT NULL
+);
+CREATE INDEX liteq_event_job ON liteq_event (job, name, id);
+
+-- Which event wakes a job that gave its worker back to wait. It holds while the job is blocked or scheduled under this
+-- claim number.
+CREATE TABLE liteq_wait (job INTEGER PRIMARY KEY, event TEXT NOT NULL, claim INTEGER NOT NULL);
+"""
+
 #: The n-th script takes a file from version n to n + 1.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE, _UNIQUE_KEYS)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE, _UNIQUE_KEYS, _STEPS)
 CURRENT = len(MIGRATIONS)
 
 

@@ -19,11 +19,13 @@ from liteq.errors import StorageBusy, StorageUnusable
 from liteq.job import FINISHED, Death, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
 from liteq.schedule import Schedule
+from liteq.step import Step
 from liteq.storage import begun, schema
 from liteq.storage import sqlite_limits as limits
 from liteq.storage import sqlite_moves as moves
 from liteq.storage import sqlite_questions as questions
 from liteq.storage import sqlite_schedules as rows
+from liteq.storage import sqlite_steps as steps
 from liteq.storage import sqlite_unique as unique
 from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Rival, Standing, Storage, Turn, Unregistered
 from liteq.storage.locks import Election, Slot, is_dead
@@ -160,6 +162,20 @@ class SqliteStorage(Storage):
         # What to delete is looked for on a snapshot: a search through 1,000,000 rows must not hold the write lock.
         seqs = self._connections.read(lambda connection: questions.removable(connection, query))
         return self._connections.write(lambda connection: moves.remove(connection, seqs)) if seqs else 0
+
+    # ── steps and events ─────────────────────────────────────────────────────────────────────────────
+
+    def record_step(self, seq: int, claim: int, step: Step) -> bool:
+        return self._connections.change(steps.RECORD, (*step, seq, claim)) == 1
+
+    def steps(self, seq: int) -> list[Step]:
+        return self._connections.read(lambda connection: steps.steps(connection, seq))
+
+    def await_event(self, seq: int, claim: int, step: Step, now: float) -> Step | None:
+        return self._connections.write(lambda connection: steps.await_event(connection, seq, claim, step, now))
+
+    def send(self, seq: int, event: str, data: bytes | None, now: float) -> bool:
+        return self._connections.write(lambda connection: steps.send(connection, seq, event, data, now))
 
     # ── marks ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -141,6 +141,10 @@ class Connections:
 
         return self._in_turn(insert, self._attempts)
 
+    def change(self, statement: str, values: tuple[object, ...]) -> int:
+        """Run one statement as a transaction of its own and return how many rows it has changed."""
+        return self._in_turn(lambda connection: connection.execute(statement, values).rowcount, self._attempts)
+
     def _in_turn(self, transaction: Callable[[sqlite3.Connection], T], attempts: int) -> T:
         self._trust(TRUST)
         tries = 0

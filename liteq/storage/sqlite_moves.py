@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from liteq.job import Job, JobState, Progress
 from liteq.lifecycle import Success, Transition
 from liteq.storage import schema
+from liteq.storage import sqlite_steps as steps
 from liteq.storage.base import ClaimRequest
 
 #: What is promoted in one turn, so that a backlog that became due during a stop does not hold the lock for long.
@@ -111,6 +112,8 @@ def apply(connection: sqlite3.Connection, transition: Transition) -> bool:
     seq = transition.seq
     if not take(connection, transition.source, seq, transition.claim):
         return False
+    if transition.awaits is not None:
+        transition = steps.standing(connection, transition)
     if transition.target in DONE_CODES:
         code = DONE_CODES[transition.target]
         connection.execute(_INSERT_DONE, {**transition._asdict(), "code": code})
@@ -120,6 +123,8 @@ def apply(connection: sqlite3.Connection, transition: Transition) -> bool:
         connection.execute("UPDATE liteq_job SET due = ? WHERE id = ?", (transition.due, seq))
     if transition.forget_expiry:
         connection.execute("UPDATE liteq_job SET expires = NULL WHERE id = ?", (seq,))
+    if transition.forget_steps:
+        steps.forget(connection, seq)
     if transition.record is not None:
         connection.execute(_INSERT_ATTEMPT, (seq, *transition.record))
     if transition.source is JobState.RUNNING:
@@ -342,6 +347,7 @@ def remove(connection: sqlite3.Connection, seqs: list[int]) -> int:
     connection.execute("DELETE FROM liteq_attempt WHERE job IN (SELECT value FROM json_each(?))", (text,))
     if connection.execute("SELECT 1 FROM liteq_unique LIMIT 1").fetchone() is not None:
         connection.execute(_FORGET_KEYS, {"seqs": text})
+    steps.remove(connection, text)
     newest = connection.execute("SELECT max(id) FROM liteq_job").fetchone()[0]
     blank = connection.execute("SELECT value FROM liteq_meta WHERE key = 'blank'").fetchone()
     gone = [seq for seq in [*done, *(blank or ())] if seq != newest]

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 from liteq import lifecycle
 from liteq.errors import DuplicateJob, StorageError
-from liteq.gates import gate_of
 from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import Meeting, Transition
 from liteq.storage import sqlite_limits as limits
 from liteq.storage import sqlite_moves as moves
 from liteq.storage import sqlite_questions as questions
+from liteq.storage import sqlite_steps as steps
 from liteq.storage.base import Rival
 from liteq.unique import Unique
 
@@ -68,8 +68,9 @@ class Held:
 
     def _changed(self) -> Job:
         connection, holder, job = self._connection, self._holder, self._job
-        stays = holder.state is JobState.BLOCKED and gate_of(holder.reason or "") is None
-        changed = lifecycle.change(holder, job, self._unique, stays_blocked=stays)
+        changed = lifecycle.change(holder, job, self._unique)
+        if lifecycle.begins_anew(self._unique):
+            steps.remove(connection, str([holder.seq]))
         moves.take(connection, holder.state, holder.seq, holder.claim)
         connection.execute(_REWRITE, (*changed[4:7], *changed[8:12], changed.seq))
         moves.put(connection, changed)

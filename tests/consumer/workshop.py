@@ -152,6 +152,59 @@ def slot(task: TaskContext) -> float | None:
     return None if task.slot is None else task.slot.timestamp()
 
 
+# ── ones that are done step by step ──────────────────────────────────────────────────────────────────────
+
+
+@task(context=True, retries=1)
+def order(log: str, task: TaskContext) -> list[Any]:
+    """Charge, sleep, wait for two events, and fail once in between."""
+    note(log, "began")
+    charged = task.step("charge", charge, log)
+    task.sleep(0.05)
+    first = task.wait_for("approved", timeout=60)
+    if task.attempt == 1:
+        raise Unlucky("once")
+    return [charged, first, task.wait_for("approved")]
+
+
+@task(context=True, retries=1)
+async def aorder(log: str, task: TaskContext) -> list[Any]:
+    """The same as a coroutine."""
+    note(log, "began")
+    charged = await task.astep("charge", acharge, log)
+    await task.asleep(0.05)
+    first = await task.await_for("approved", timeout=60)
+    if task.attempt == 1:
+        raise Unlucky("once")
+    return [charged, first, await task.await_for("approved")]
+
+
+def charge(log: str) -> tuple[str, int]:
+    note(log, "charged")
+    return "paid", 7
+
+
+async def acharge(log: str) -> tuple[str, int]:
+    await asyncio.sleep(0)
+    return charge(log)
+
+
+@task(context=True, retries=1)
+def in_steps(gate: str, log: str, job: int, steps: int, task: TaskContext) -> int:
+    """Note the number of each step as it is done; the last one waits at the gate."""
+    for number in range(steps - 1):
+        task.step(f"{number}", note, log, job, number)
+    task.step("last", wait_and_note, gate, log, job, steps - 1)
+    task.step("after", note, log, job, "after")
+    return steps
+
+
+def wait_and_note(gate: str, log: str, *words: object) -> None:
+    note(log, "at the gate")
+    wait_at(gate)
+    note(log, *words)
+
+
 # ── ones that fail ───────────────────────────────────────────────────────────────────────────────────────
 
 

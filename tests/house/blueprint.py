@@ -26,7 +26,7 @@ VALUES, STORAGE, APP, CONSUMER, EDGE, FRONT_DOOR = range(6)
 FLOORS: Mapping[int, frozenset[str]] = {
     VALUES: frozenset(
         {"_version", "errors", "clock", "instants", "serializers", "triggers", "retry", "job", "lifecycle", "gates"}
-        | {"schedule", "findings", "unique"}
+        | {"schedule", "findings", "unique", "step"}
     ),
     STORAGE: frozenset({"storage"}),
     APP: frozenset(
@@ -36,6 +36,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "signals",
             "logs",
             "context",
+            "steps",
             "definition",
             "functions",
             "keys",

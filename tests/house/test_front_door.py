@@ -61,6 +61,10 @@ PUBLIC = frozenset(
         # what an examination finds
         "Finding",
         "Verdict",
+        # steps
+        "Step",
+        "StepKind",
+        "StepState",
         # errors
         "LiteQError",
         "LockReentered",
@@ -69,6 +73,10 @@ PUBLIC = frozenset(
         "DuplicateSchedule",
         "DuplicateTask",
         "DuplicateJob",
+        "DuplicateStep",
+        "ClaimLost",
+        "EventTimeout",
+        "JobFinished",
         "SerializationError",
         "PayloadTooLarge",
         "TriggerError",

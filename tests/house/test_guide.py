@@ -30,7 +30,7 @@ from liteq.consumer import ConsumerOptions
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("guide", "index", "coming-from", "schedules", "locks", "unique")),
+    *(f"docs/{name}.md" for name in ("guide", "index", "coming-from", "schedules", "locks", "unique", "steps")),
 )
 
 RUN = re.compile(r"^<!-- run -->\n```python\n(?P<body>.*?)^```$", re.M | re.S)

@@ -20,6 +20,7 @@ from liteq import (
     ResultGroup,
     Schedule,
     Signature,
+    Step,
     TaskContext,
     TaskFailed,
     every,
@@ -108,6 +109,34 @@ def one_call_may_differ() -> None:
     add.using(dealy=10)  # type: ignore[call-arg]
     add.using(delay="soon")  # type: ignore[arg-type]
     add.schedule((1, 2), eta="tomorrow")  # type: ignore[arg-type]
+
+
+@app.task(context=True)
+async def in_steps(order: str, *, task: TaskContext) -> None:
+    assert_type(task.step("greet", greet.call_local, order, polite=True), str)
+    assert_type(await task.astep("fetch", fetch_now, order), bytes)
+    assert_type(await task.astep("plain", greet.call_local, order), str)
+    task.step("greet", greet.call_local, 7)  # type: ignore[arg-type]
+    await task.astep("fetch", fetch_now)  # type: ignore[call-overload]
+    task.step(7, greet.call_local, order)  # type: ignore[arg-type]
+    task.sleep(timedelta(days=1), name="a day")
+    task.sleep("soon")  # type: ignore[arg-type]
+    assert_type(task.wait_for("paid", timeout=60), Any)
+    assert_type(await task.await_for("paid"), Any)
+    assert_type(task.step_key("charge"), str)
+
+
+async def fetch_now(url: str) -> bytes:
+    return url.encode()
+
+
+async def steps_are_seen_and_events_sent(result: Result[int]) -> None:
+    assert_type(result.steps(), list[Step])
+    assert_type(app.steps(result), list[Step])
+    app.send(result, "paid", {"by": 7})
+    await app.asend(result.id, "paid")
+    assert_type(result.requeue(from_start=True), bool)
+    app.send(result)  # type: ignore[call-arg]
 
 
 def a_local_call_is_the_function() -> None:

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("contract", "gates_contract", "schedule_contract")
+pytest.register_assert_rewrite("contract", "gates_contract", "schedule_contract", "steps_contract")

@@ -29,6 +29,7 @@ from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Outco
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Success, Transition
 from liteq.retry import RetryDelay
 from liteq.schedule import Schedule
+from liteq.step import Step, StepKind, StepState
 from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Storage, Turn
 from liteq.storage.file import FileStorage
 from liteq.storage.memory import MemoryStorage
@@ -48,6 +49,7 @@ QUEUES = ["a", "b", "Ä"]
 SCHEDULES = ["s", "Š"]
 TASKS = ["t", "u"]
 KEYS = [PAUSE_MARK + "a", PAUSE_MARK + "b", REVOKE_MARK + "t", CANCEL_MARK + "1", "other"]
+EVENTS = ["paid", "Ä"]
 VALUES = [None, Revocation().dumps(), Revocation(once=True).dumps(), ""]
 POLICIES = [
     Policy(),
@@ -251,6 +253,7 @@ class Agreement(RuleBasedStateMachine):
                 b"5" if ending is Ending.SUCCEEDED else None,
                 *(("", "", "") if ending is Ending.SUCCEEDED else ("E", "message", "trace\0back")),
                 delay=data.draw(st.sampled_from([None, 0.0, 3.0]), label="delay"),
+                awaits=data.draw(st.sampled_from([None, *EVENTS]), label="awaits"),
             )
             if short and ending is Ending.SUCCEEDED:
                 successes.append(lifecycle.succeed(job, outcome))
@@ -274,6 +277,7 @@ class Agreement(RuleBasedStateMachine):
             "revoke": lambda job: lifecycle.revoke(job, self.now),
             "restore": lambda job: lifecycle.restore(job, self.now),
             "requeue": lambda job: lifecycle.requeue(job, self.now),
+            "requeue from the start": lambda job: lifecycle.requeue(job, self.now, from_start=True),
             "reschedule": lambda job: lifecycle.reschedule(job, self.now + delay, self.now),
             "expire": lambda job: lifecycle.expire(job, self.now),
             "unblock": lambda job: lifecycle.unblock(job, self.now) if job.state is JobState.BLOCKED else None,
@@ -358,6 +362,36 @@ class Agreement(RuleBasedStateMachine):
             self.turn([lifecycle.decide(job, Policy(), crash, self.now) for job, crash in crashes])
             assert self.ask(lambda storage, dead=dead: storage.forget(dead))
 
+    # ── steps and events ─────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), kind=st.sampled_from(StepKind), number=st.integers(1, 2), due=moments)
+    def take_a_step(self, data: st.DataObject, kind: StepKind, number: int, due: float | None) -> None:
+        job, name = self.draw_job(data), data.draw(st.sampled_from(EVENTS), label="name")
+        state = StepState.WAITING if kind is StepKind.WAIT else StepState.DONE
+        step = Step(kind, name, number, state, number, job.attempt, self.now, self.later(due), None)
+        if kind is StepKind.WAIT:
+            self.ask(lambda storage: storage.await_event(job.seq, job.claim, step, self.now))
+        else:
+            self.ask(lambda storage: storage.record_step(job.seq, job.claim, step._replace(result=b"r")))
+
+    @precondition(lambda self: self.storages["memory"].counts()[JobState.RUNNING])
+    @rule(data=st.data(), delay=st.sampled_from([None, 0.0, 3.0]), event=st.sampled_from(EVENTS), sent=st.booleans())
+    def wait_for_an_event(self, data: st.DataObject, delay: float | None, event: str, sent: bool) -> None:
+        running = self.storages["memory"].find(JobFilter(states=frozenset({JobState.RUNNING})))
+        job = data.draw(st.sampled_from(running), label="job")
+        if sent:
+            self.ask(lambda storage: storage.send(job.seq, event, b"early", self.now))
+        outcome = Outcome(job.seq, job.claim, Ending.SUSPENDED, self.now, self.now, delay=delay, awaits=event)
+        self.turn([lifecycle.decide(job, Policy(), outcome, self.now)])
+        self.remember([job])
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), event=st.sampled_from(EVENTS), sent=st.sampled_from([None, b"", b"1"]))
+    def send(self, data: st.DataObject, event: str, sent: bytes | None) -> None:
+        job = self.draw_job(data)
+        self.ask(lambda storage: storage.send(job.seq, event, sent, self.now))
+
     # ── schedules ────────────────────────────────────────────────────────────────────────────────────
 
     @rule(name=st.sampled_from(SCHEDULES), due=moments, boot=st.sampled_from([None, "", "A"]), stale=st.booleans())
@@ -413,6 +447,7 @@ class Agreement(RuleBasedStateMachine):
     def compare_histories(self) -> None:
         for job in self.ask(lambda storage: storage.find(JobFilter())):
             self.ask(lambda storage, seq=job.seq: storage.get(id_of(storage, seq)))
+            self.ask(lambda storage, seq=job.seq: storage.steps(seq))
 
     @invariant()
     def everything_is_the_same(self) -> None:

@@ -32,6 +32,7 @@ from liteq.gates import Need
 from liteq.job import FINISHED, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Policy
 from liteq.schedule import Schedule
+from liteq.step import Step, StepKind, StepState
 from liteq.storage import schema
 from liteq.storage.base import ClaimRequest, Fire, Storage
 from liteq.storage.gates import Gates
@@ -293,6 +294,50 @@ def _request_through_gates(scene: Scene) -> ClaimRequest:
     return ClaimRequest(scene.owner, 9)._replace(needs=needs)
 
 
+def with_steps(path: Path) -> Scene:
+    """Jobs have recorded steps, and wait: the first that runs is about to, the second has been sent what it wants."""
+    scene = set_up(path)
+    first, second, third, fourth = scene.running
+    for job in scene.running:
+        assert scene.storage.record_step(job.seq, job.claim, _step())
+    scene.storage.send(second.seq, "paid", b"1", NOW)
+    for job, delay in ((third, None), (fourth, 60.0)):
+        scene.storage.await_event(job.seq, job.claim, _wait(), NOW)
+        scene.storage.apply([decided(job, Ending.SUSPENDED, awaits="paid", delay=delay)], NOW)
+    scene.storage.apply([decided(first, Ending.SUCCEEDED)], NOW)
+    return scene
+
+
+def _step(name: str = "charge") -> Step:
+    return Step(StepKind.STEP, name, 1, StepState.DONE, 0, 1, NOW, None, b"1")
+
+
+def _wait(due: float | None = None) -> Step:
+    return Step(StepKind.WAIT, "paid", 1, StepState.WAITING, 1, 1, NOW, due)
+
+
+def _await(due: float | None = None, job: int = 1) -> Callable[[Scene], object]:
+    def call(scene: Scene) -> object:
+        one = scene.running[job]
+        return scene.storage.await_event(one.seq, one.claim, _wait(due), NOW)
+
+    return call
+
+
+def _begin_to_wait(scene: Scene) -> object:
+    """One job whose event has come meanwhile, and one that waits."""
+    first, second, *_ = scene.running
+    scene.storage.send(first.seq, "paid", None, NOW)
+    moves = [decided(job, Ending.SUSPENDED, awaits="paid") for job in (first, second)]
+    return scene.storage.apply(moves, NOW)
+
+
+def _from_start(scene: Scene) -> object:
+    [done] = [job for job in scene.storage.find(JobFilter()) if job.seq == scene.running[0].seq]
+    move = lifecycle.requeue(done, NOW, from_start=True)
+    return None if move is None else scene.storage.apply([move], NOW)
+
+
 def untouched(path: Path) -> Scene:
     """Nothing is open yet."""
     return Scene(path, SqliteStorage(path, durability="normal"))
@@ -523,6 +568,23 @@ VERBS: dict[str, Verb] = {
     "next_expiry": Verb(lambda scene: scene.storage.next_expiry(0.0)),
     "next_schedule": Verb(lambda scene: scene.storage.next_schedule()),
     "fire": Verb(_fire),
+    "record_step": Verb(
+        lambda scene: scene.storage.record_step(scene.running[1].seq, scene.running[1].claim, _step("new")), with_steps
+    ),
+    "steps": Verb(lambda scene: scene.storage.steps(scene.running[1].seq), with_steps),
+    "await_event: it has come": Verb(_await(), with_steps),
+    "await_event: it has not": Verb(_await()),
+    "await_event: too late": Verb(_await(NOW)),
+    "send": Verb(lambda scene: scene.storage.send(scene.running[1].seq, "other", None, NOW), with_steps),
+    "send: wake a blocked job": Verb(
+        lambda scene: scene.storage.send(scene.running[2].seq, "paid", b"1", NOW), with_steps
+    ),
+    "send: wake a scheduled job": Verb(
+        lambda scene: scene.storage.send(scene.running[3].seq, "paid", b"1", NOW), with_steps
+    ),
+    "apply: begin to wait": Verb(_begin_to_wait, whole=False),
+    "apply: from the start": Verb(_from_start, with_steps),
+    "remove: with steps": Verb(_remove, with_steps),
     "schema_version": Verb(lambda scene: scene.storage.schema_version()),
     "turn: claim through gates": Verb(lambda scene: scene.storage.turn([], _request_through_gates(scene), NOW)),
     "turn: leave gates": Verb(_leave_gates, at_gates),
@@ -660,7 +722,7 @@ def test_an_error_of_sqlite_at_any_statement_changes_nothing_and_the_same_call_w
             before = content(scene.path)
             strike(verb, scene, at, how)
             assert_idle(scene, where)
-            if verb.whole and verb.stage in (set_up, at_gates, with_keys):
+            if verb.whole and verb.stage in (set_up, at_gates, with_keys, with_steps):
                 assert content(scene.path) == before, where
             assert_conserved(scene.path, where, kept(name, {row[0] for row in before.get("liteq_job", ())}))
             verb.call(scene)

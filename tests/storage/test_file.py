@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 import test_faults
-from contract import NOW, StorageContract, add_many, claim, new, seqs, succeed
+from contract import NOW, StorageContract, add_many, claim, decided, new, seqs, succeed
 from programs import ROOT, Program
 
 from liteq import JobState, LiteQ
 from liteq.errors import StorageError, StorageTooNew, StorageUnusable
-from liteq.job import JobFilter
+from liteq.job import Ending, JobFilter
 from liteq.storage import journal as journals
 from liteq.storage import replica as replicas
 from liteq.storage.base import ClaimRequest
@@ -301,6 +301,11 @@ def rich(directory: Path) -> Iterator[FileStorage]:
         test_faults._build(directory)
         scene = test_faults.at_gates(directory)
     with closing(scene.storage) as storage:
+        for job in scene.running[:2]:
+            storage.record_step(job.seq, job.claim, test_faults._step())
+            storage.await_event(job.seq, job.claim, test_faults._wait(), NOW)
+            storage.send(job.seq, "other", b"\xff", NOW)
+        storage.apply([decided(scene.running[0], Ending.SUSPENDED, awaits="paid")], NOW)
         yield storage  # type: ignore[misc]
 
 
@@ -316,7 +321,7 @@ def test_a_state_is_complete(rich: FileStorage, reopen: Callable[[], FileStorage
 
 
 #: Of this process, or made anew from the rows: see `liteq.storage.replay.TABLES`.
-_MADE_ANEW = {"_unique", "_lock", "_bell", "_flag", "_draw", "_alive", "_stops", "gates", "_gates"}
+_MADE_ANEW = {"_unique", "_steps", "_lock", "_bell", "_flag", "_draw", "_alive", "_stops", "gates", "_gates"}
 _FROM_ROWS = {"_rows", "_seqs", "_standing", "_ready", "_scheduled"}
 
 

@@ -28,6 +28,7 @@ import liteq.storage.replica
 from liteq import lifecycle
 from liteq.job import Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import Policy
+from liteq.step import Step, StepKind, StepState
 from liteq.storage.base import ClaimRequest, Storage
 from liteq.storage.file import FileStorage
 from liteq.storage.sqlite import SqliteStorage
@@ -50,6 +51,7 @@ class Victim:
         self._random = random.Random(seed)
         self._name = f"{seed:x}"
         self._batches = 0
+        self._steps = 0
         self._running: list[Job] = []
         self._owner = storage.register({"pid": os.getpid()})
         self.acknowledge("owner", self._owner)
@@ -68,6 +70,8 @@ class Victim:
             self.handle_scrap,
             self.look,
             self.swap,
+            self.record,
+            self.send,
         ]
         while True:
             self._random.choice(verbs)()
@@ -123,6 +127,20 @@ class Victim:
         self._storage.remove(JobFilter(task=SCRAP, limit=5))
         self._storage.upkeep()
 
+    def record(self) -> None:
+        for job in self._running[:2]:
+            self._steps += 1
+            step = Step(StepKind.STEP, f"{self._name}/{self._steps}", 1, StepState.DONE, 0, job.attempt, NOW, None, b"")
+            assert self._storage.record_step(job.seq, job.claim, step), "this job is ours"
+            if job.task == KEEP:
+                self.acknowledge("stepped", job.seq, step.name)
+
+    def send(self) -> None:
+        for job in self._running[:2]:
+            self._steps += 1
+            assert self._storage.send(job.seq, f"{self._name}/{self._steps}", b"", NOW), "it has not ended"
+            self.acknowledge("sent", job.seq, f"{self._name}/{self._steps}")
+
     def look(self) -> None:
         assert sum(self._storage.counts().values()) > 0 or not self._storage.find(JobFilter(limit=1))
         self._storage.next_due()
@@ -155,6 +173,8 @@ class Ledger:
         self.claims: set[tuple[int, int]] = set()
         self.done: set[int] = set()
         self.swaps = 0
+        self.steps: set[tuple[int, str]] = set()
+        self.sent: set[tuple[int, str]] = set()
         self.owners: dict[int, int] = {}
 
     def enter(self, pid: int, line: bytes) -> None:
@@ -168,6 +188,8 @@ class Ledger:
                 assert (seq, claim) not in self.claims, f"job {seq} was claimed twice under number {claim}"
                 self.claims.add((seq, claim))
             self.done.update(details[1])
+        elif what in ("stepped", "sent"):
+            (self.steps if what == "stepped" else self.sent).add((details[0], details[1]))
         else:
             self.swaps += 1
 
@@ -224,9 +246,24 @@ def check(path: Path, ledger: Ledger) -> None:
         assert undone == set(), "an acknowledged success is lost"
         assert all(by_seq[seq].result == b"%d" % seq for seq in ledger.done)
         assert int(storage.marks("n").get("n", 0)) >= ledger.swaps
+        check_steps(storage, ledger, jobs)
     if path.suffix:
         check_tables(path, {job.seq for job in jobs})
         keys_hold(path)
+        check_events(path, ledger, {job.seq for job in jobs})
+
+
+def check_steps(storage: Storage, ledger: Ledger, jobs: list[Job]) -> None:
+    recorded = {(job.seq, step.name) for job in jobs for step in storage.steps(job.seq)}
+    assert ledger.steps <= recorded, "an acknowledged step is lost"
+
+
+def check_events(path: Path, ledger: Ledger, seqs: set[int]) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        sent = set(connection.execute("SELECT job, name FROM liteq_event").fetchall())
+        recorded = {row[0] for row in connection.execute("SELECT job FROM liteq_step")}
+    assert {pair for pair in ledger.sent if pair[0] in seqs} <= sent, "an acknowledged event is lost"
+    assert {seq for seq, _ in sent} | recorded <= seqs, "a job is gone, and not all that it had"
 
 
 def assert_batches_are_whole(jobs: list[Job]) -> None:
@@ -283,6 +320,7 @@ def test_whatever_was_acknowledged_survives_kill_9(tmp_path: Path, name: str, du
     assert ledger.added
     assert ledger.claims
     assert ledger.done
+    assert ledger.steps
 
 
 @pytest.mark.slow

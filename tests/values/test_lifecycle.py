@@ -20,7 +20,7 @@ from liteq.retry import RetryDelay
 NOW = 1_700_000_000.0
 
 COUNTED = [Ending.FAILED, Ending.TIMEOUT, Ending.RETRY]  # each uses up one of the retries
-GIVEN_BACK = [Ending.INTERRUPTED, Ending.SNOOZED, Ending.UNKNOWN]  # cost no attempt
+GIVEN_BACK = [Ending.INTERRUPTED, Ending.SNOOZED, Ending.SUSPENDED, Ending.UNKNOWN]  # cost no attempt
 FINAL = {Ending.SUCCEEDED: JobState.SUCCEEDED, Ending.CANCELLED: JobState.REVOKED, Ending.GAVE_UP: JobState.FAILED}
 
 instants = st.floats(NOW - 1000, NOW + 1000)
@@ -212,6 +212,7 @@ def test_an_attempt_that_does_not_count_is_given_back_without_a_trace(ending: En
         (Ending.SNOOZED, 0.0, JobState.READY, None),
         (Ending.SNOOZED, -5.0, JobState.READY, None),
         (Ending.SNOOZED, 30.0, JobState.SCHEDULED, NOW + 30),
+        (Ending.SUSPENDED, 30.0, JobState.SCHEDULED, NOW + 30),
         (Ending.UNKNOWN, None, JobState.BLOCKED, None),
     ],
 )
@@ -220,6 +221,18 @@ def test_where_a_given_back_job_waits(ending: Ending, delay: float | None, state
     transition = lifecycle.decide(job, Policy(), outcome(job, ending, delay=delay), NOW)
     assert (transition.target, transition.due) == (state, due)
     assert transition.reason == ("unknown task: t" if ending is Ending.UNKNOWN else None)
+
+
+@pytest.mark.parametrize(
+    ("delay", "state", "reason"),
+    [(None, JobState.BLOCKED, "event: paid"), (0.0, JobState.READY, None), (30.0, JobState.SCHEDULED, None)],
+)
+def test_a_job_waits_for_its_event_for_ever_or_until_it_gives_up(
+    delay: float | None, state: JobState, reason: str | None
+) -> None:
+    job = running()
+    transition = lifecycle.decide(job, Policy(), outcome(job, Ending.SUSPENDED, delay=delay, awaits="paid"), NOW)
+    assert (transition.target, transition.reason, transition.awaits) == (state, reason, "paid")
 
 
 @given(st.sampled_from(Ending), policies)
@@ -503,7 +516,16 @@ def test_a_job_that_was_started_once_does_not_expire(ending: Ending) -> None:
     assert lifecycle.admit(life.claim(), NOW + 1e6, {}) is None
 
 
-@pytest.mark.parametrize("ending", GIVEN_BACK)
+@pytest.mark.parametrize("awaits", [None, "paid"])
+@pytest.mark.parametrize("delay", [None, 0.0, 30.0])
+def test_a_job_that_was_suspended_was_started_in_time(awaits: str | None, delay: float | None) -> None:
+    life = Life(Policy(), expires=NOW + 0.5)
+    waiting = life.run(Ending.SUSPENDED, awaits=awaits, delay=delay)
+    assert lifecycle.expire(waiting, NOW + 1e6) is None
+    assert waiting.attempt == 0
+
+
+@pytest.mark.parametrize("ending", [one for one in GIVEN_BACK if one is not Ending.SUSPENDED])
 def test_an_attempt_given_back_was_no_start(ending: Ending) -> None:
     life = Life(Policy(), expires=NOW + 0.5)
     waiting = life.run(ending)

@@ -1,12 +1,12 @@
-"""``liteq retry``, ``revoke``, ``restore`` and ``purge``: what a person may do to jobs."""
+"""``liteq retry``, ``revoke``, ``restore``, ``send`` and ``purge``: what a person may do to jobs."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
-from liteq import Job, JobNotFound, JobState, LiteQ, UnknownTask
-from liteq.cli.arguments import argument, duration, states
+from liteq import Job, JobNotFound, JobState, LiteQ, SerializationError, UnknownTask
+from liteq.cli.arguments import argument, duration, json_value, states
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, FAILED, MISUSED, Refused, complain
 from liteq.cli.escaping import escaped
@@ -15,7 +15,7 @@ from liteq.cli.output import Output
 
 
 def declare(commands: Commands) -> None:
-    """Declare the four commands."""
+    """Declare the five commands."""
     retry = commands.add(
         "retry", retry_jobs, "run finished jobs again, with their whole allowance of retries and their history"
     )
@@ -26,6 +26,11 @@ def declare(commands: Commands) -> None:
     )
     retry.add_argument("--task", metavar="TASK", help="with --all: only this task, by its stored name")
     retry.add_argument("--queue", metavar="QUEUE", help="with --all: only this queue")
+    retry.add_argument(
+        "--from-start",
+        action="store_true",
+        help="forget what steps they have recorded; without it, they go on behind the last one",
+    )
 
     revoke = commands.add(
         "revoke", revoke_jobs, "do not run jobs that wait; tell those that run, and do not run them again"
@@ -49,6 +54,11 @@ def declare(commands: Commands) -> None:
     restore = commands.add("restore", restore_jobs, "undo revoke")
     restore.add_argument("ids", metavar="ID", nargs="+", help="jobs, by id or by the number before its '-'")
 
+    send = commands.add("send", send_event, "send an event to a job that waits for it, or will (task.wait_for)")
+    send.add_argument("id", metavar="ID", help="the job's id, or the number before its '-'")
+    send.add_argument("event", metavar="EVENT", help="the name that the job waits for")
+    send.add_argument("--data", metavar="JSON", type=json_value, help="what its wait_for returns (default: null)")
+
     purge = commands.add("purge", purge_jobs, "delete finished jobs with their history; asks nothing, prints how many")
     purge.add_argument("--state", metavar="STATE", type=states, help="only these finished states (several with commas)")
     purge.add_argument("--queue", metavar="QUEUE", help="only this queue")
@@ -63,18 +73,20 @@ def retry_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int
     if bool(arguments.ids) == arguments.all:
         raise Refused("retry takes the ids of jobs, or --all", MISUSED)
     if arguments.all:
-        number = app.requeue_all(arguments.state or "failed", arguments.task, arguments.queue)
+        number = app.requeue_all(
+            arguments.state or "failed", arguments.task, arguments.queue, from_start=arguments.from_start
+        )
         output.record({"requeued": number}, f"{_jobs(number)} will run again")
         return DONE
     if any(one is not None for one in filters):
         raise Refused("--state, --task and --queue go with --all", MISUSED)
-    return _each(app, arguments.ids, output, _retry)
 
+    def retry(app: LiteQ, job: Job) -> str:
+        if not app.requeue(job.id, from_start=arguments.from_start):
+            raise Refused(f"job {job.id} is {job.state}: only one that has finished can be run again")
+        return "will run again, from its start" if arguments.from_start else "will run again"
 
-def _retry(app: LiteQ, job: Job) -> str:
-    if not app.requeue(job.id):
-        raise Refused(f"job {job.id} is {job.state}: only one that has finished can be run again")
-    return "will run again"
+    return _each(app, arguments.ids, output, retry)
 
 
 def revoke_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
@@ -120,6 +132,31 @@ def _restore(app: LiteQ, job: Job) -> str:
     if not app.restore(job.id):
         raise Refused(f"job {job.id} is {job.state}: only one that was revoked can be restored")
     return "is not revoked any more"
+
+
+def send_event(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
+    """Send an event to one job."""
+    job = find(app, arguments.id)
+    if not app.tasks and arguments.data is not None:
+        _require_json(app, job)
+    app.send(job.id, arguments.event, arguments.data)
+    output.record(
+        {"id": job.id, "event": arguments.event, "state": str(app.job(job.id).state)},
+        f"{escaped(arguments.event)} was sent to {escaped(job.id)}",
+    )
+    return DONE
+
+
+def _require_json(app: LiteQ, job: Job) -> None:
+    """What is sent through a file, without its app, is written as JSON: its app must be able to read that."""
+    try:
+        app.engine.runtime.serializer.loads_call(job.payload)
+    except SerializationError:
+        raise Refused(
+            f"the arguments of job {job.id} are not JSON, so its app would not understand JSON data either: "
+            "name the app (module.app) instead of the file",
+            MISUSED,
+        ) from None
 
 
 def _each(app: LiteQ, names: list[str], output: Output, do: Callable[[LiteQ, Job], str]) -> int:

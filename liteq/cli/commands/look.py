@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 
-from liteq import Attempt, Job, JobState, LiteQ
+from liteq import Attempt, Job, JobState, LiteQ, Step, StepKind, StepState
 from liteq.cli.arguments import states, whole_number
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, complain
@@ -35,7 +35,7 @@ def declare(commands: Commands) -> None:
     ls.add_argument("--after", metavar="ID", help="only jobs after this one: the last of the page before")
     ls.add_argument("--newest", action="store_true", help="the newest first")
     show = commands.add(
-        "show", show_jobs, "show everything about a job: times, arguments, result, every attempt's error"
+        "show", show_jobs, "show everything about a job: times, arguments, result, steps, every attempt's error"
     )
     show.add_argument("ids", metavar="ID", nargs="+", help="a job's id, or the number before its '-'")
 
@@ -101,18 +101,31 @@ def show_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
         job = find(app, name)
         if number:
             output.line()
-        output.record(as_all_keys(job)) if output.as_json else _show(job, now, output)
+        steps = app.steps(job.id)
+        output.record(as_all_keys(job, steps)) if output.as_json else _show(job, steps, now, output)
     return DONE
 
 
-def _show(job: Job, now: float, output: Output) -> None:
+def _show(job: Job, steps: list[Step], now: float, output: Output) -> None:
     for key, value in _facts(job, now):
         first, *more = escaped_lines(value)
         output.line(f"{key:<10}{output.painted(first)}")
         for line in more:
             output.line(f"{'':<10}{line}")
+    if steps:
+        output.line()
+        output.table(("STEP", "NAME", "STATE", "TRY", "RECORDED", "RESULT"), [_step_row(step, now) for step in steps])
     for attempt in job.attempts:
         _show_attempt(attempt, output)
+
+
+def _step_row(step: Step, now: float) -> tuple[object, ...]:
+    name = step.name if step.number == 1 else f"{step.name} ({step.number})"
+    state = str(step.state)
+    if step.until is not None and (step.kind is StepKind.SLEEP or step.state is StepState.WAITING):
+        state += f", until {local(step.until)}"
+    result = "" if step.result is None else _stored(step.result)
+    return step.kind, name, state, step.attempt, age(now - step.recorded), result
 
 
 def _facts(job: Job, now: float) -> Iterator[tuple[str, str]]:
