@@ -28,7 +28,7 @@ UNIQUE_FIELD = "unique"
 LONGEST_KEY = 200
 
 _CENTURY = 36_525 * 86_400.0
-_FOLLOWS = "waits for job "
+_FOLLOWS = "follows job "
 _OF_KEY = " of its unique key"
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import sqlalchemy
 import sqlalchemy.orm
-from workbench import Program, run_python, work
+from workbench import Program, claim, run, run_python, work
 
-from liteq import JobState, LiteQ, S, StorageBusy, StorageError, StorageUnusable, Task
+from liteq import DuplicateJob, JobState, LiteQ, S, StorageBusy, StorageError, StorageUnusable, Task
 from liteq.errors import ConfigurationError
 
 
@@ -594,3 +594,44 @@ def test_a_job_belongs_to_djangos_transaction(path: Path) -> None:
     stored, told = run_python(DJANGO, path).splitlines()
     assert stored == str([f'[["{one}"],{{}}]' for one in ("at once", "a@b.c", "x", "y")])
     assert "this thread has written" in told or sys.platform != "linux"
+
+
+# ── unique keys ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_unique_key_is_held_from_the_commit_on(
+    on_file: LiteQ, connect: Any, path: Path, directory: Path, attached: bool
+) -> None:
+    note = on_file.task(name="note", unique="{key}", on_duplicate="replace")(lambda key, text: text)
+    on_file.counts()
+    connection = connect(directory / "other.db" if attached else path, isolation_level=None)
+    if attached:
+        connection.execute("ATTACH ? AS queue", (str(path),))
+    connection.execute("BEGIN IMMEDIATE")
+    on_file.enqueue(note.s("k", "lost"), connection=connection)
+    connection.rollback()
+    before = note("k", "before")
+    connection.execute("BEGIN IMMEDIATE")
+    first = on_file.enqueue(note.s("l", "1"), connection=connection)
+    assert on_file.enqueue(note.s("l", "2"), connection=connection) == first
+    assert on_file.enqueue(note.s("k", "after"), connection=connection) == before
+    with pytest.raises(DuplicateJob):
+        on_file.enqueue(note.using(on_duplicate="raise").s("l", "3"), connection=connection)
+    connection.commit()
+    assert note.using(on_duplicate="return")("l", "4") == first
+    assert work(on_file) == 2
+    assert (before.get(), first.get()) == ("after", "2")
+
+
+def test_a_running_job_is_followed_by_one_of_the_callers_transaction(on_file: LiteQ, connect: Any) -> None:
+    note = on_file.task(name="note", unique=True, on_duplicate="replace")(lambda: 5)
+    note()
+    [running] = claim(on_file)
+    connection = connect()
+    follower = on_file.enqueue(note.s(), connection=connection)
+    connection.commit()
+    assert follower.state is JobState.BLOCKED
+    run(on_file, running)
+    assert work(on_file) == 1
+    assert follower.get() == 5

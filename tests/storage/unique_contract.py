@@ -280,7 +280,7 @@ class UniqueContract:
         running = desk.run()
         follower = desk.add(REPLACE, payload=b"2")
         assert follower.state is JobState.BLOCKED
-        assert follower.reason == f"waits for job {running.id} of its unique key"
+        assert follower.reason == f"follows job {running.id} of its unique key"
         assert desk.claim() == []
         assert [job.seq for job in desk.claim(desk.ended(running))] == [follower.seq]
 
@@ -461,7 +461,7 @@ class UniqueContract:
         assert desk.storage.put_schedule(schedule)
         waits = desk.new(REPLACE, id="s@1")._replace(state=JobState.BLOCKED, reason="after job s@0")
         [[stored]] = desk.storage.fire([Fire(schedule._replace(version=1), [waits])])  # type: ignore[misc]
-        assert stored.reason == f"waits for job {running.id} of its unique key"
+        assert stored.reason == f"follows job {running.id} of its unique key"
         desk.end(running)
         assert desk.state(stored) is JobState.READY
 
