@@ -25,7 +25,7 @@ def storage_for(spec: str | Path | Storage, durability: Literal["full", "normal"
         if durability is not None:
             raise ConfigurationError(
                 f"durability={durability!r} has no effect beside a Storage; give it to that: "
-                f"SqliteStorage(path, durability={durability!r})"
+                f"{type(spec).__name__}(path, durability={durability!r})"
             )
         return spec
     if not isinstance(spec, (str, os.PathLike)):

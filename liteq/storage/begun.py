@@ -70,30 +70,50 @@ def prepare(descriptor: int, workers: int, *, boxes: int = 0) -> None:
 class Recorder:
     """Records what the workers that share it begin. Holds a copy of the descriptor, and with it the lock, until closed.
 
+    On a filesystem whose files cannot be mapped it writes them, and there are no black boxes.
+
     Args:
         descriptor: of a slot file that was prepared.
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._file = mmap.mmap(descriptor, 0)
+        self._file: mmap.mmap | None = None
+        self._descriptor = -1
+        try:
+            self._file = mmap.mmap(descriptor, 0)
+        except OSError:  # ENODEV, or whatever such a filesystem says
+            self._descriptor = os.dup(descriptor)
         _recorders.add(self)
 
     def record(self, worker: int, seq: int) -> None:
         """Worker number ``worker`` begins job ``seq``."""
-        _SEQ.pack_into(self._file, _FIRST + _SEQ.size * worker, seq)
+        if self._file is None:
+            self._write(_FIRST + _SEQ.size * worker, seq)
+        else:
+            _SEQ.pack_into(self._file, _FIRST + _SEQ.size * worker, seq)
+
+    def _write(self, at: int, seq: int) -> None:
+        os.pwrite(self._descriptor, _SEQ.pack(seq), at)
 
     def box(self, worker: int) -> BlackBox | None:
         """The black box of this worker, emptied; ``None`` where none was prepared."""
+        if self._file is None:
+            return None
         at = _box_at(self._file[:_FIRST], worker)
         return BlackBox(self._file, at) if at + _BOX <= len(self._file) else None
 
     def of(self, worker: int) -> Callable[[int], None]:
         """What worker number ``worker`` calls with the ``seq`` of each job that it begins."""
-        return partial(_SEQ.pack_into, self._file, _FIRST + _SEQ.size * worker)
+        at = _FIRST + _SEQ.size * worker
+        return partial(self._write, at) if self._file is None else partial(_SEQ.pack_into, self._file, at)
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 #: A process that is forked must not keep its parent's lock through the copy of the descriptor in a map.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -51,6 +52,27 @@ def test_each_worker_records_what_it_begins(slot: tuple[Path, int], boxes: int) 
     recorder.record(0, 8)
     recorder.close()
     assert begun.read(path) == {8: Death(), 1 << 40: Death()}
+
+
+def test_where_files_cannot_be_mapped_what_is_begun_is_written(
+    slot: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENODEV, "no such device")
+
+    path, descriptor = slot
+    begun.prepare(descriptor, WORKERS, boxes=WORKERS)
+    monkeypatch.setattr(begun.mmap, "mmap", refuse)
+    recorder = begun.Recorder(descriptor)
+    recorder.record(0, 7)
+    recorder.of(2)(1 << 40)
+    assert recorder.box(0) is None
+    assert begun.read(path) == {7: Death(), 1 << 40: Death()}
+    remains = begun.read_worker(descriptor, 2)
+    assert remains is not None
+    assert remains.seq == 1 << 40
+    recorder.close()
+    recorder.close()
 
 
 def test_a_file_without_boxes_has_none(slot: tuple[Path, int]) -> None:

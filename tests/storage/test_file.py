@@ -25,6 +25,7 @@ from programs import ROOT, Program
 from liteq import JobState, LiteQ
 from liteq.errors import StorageError, StorageTooNew, StorageUnusable
 from liteq.job import Ending, JobFilter
+from liteq.storage import begun
 from liteq.storage import journal as journals
 from liteq.storage import replica as replicas
 from liteq.storage.base import ClaimRequest
@@ -117,10 +118,10 @@ def shorten(storage: FileStorage) -> None:
         assert storage._replica.shorten()
 
 
-def run_python(source: str, *arguments: object) -> str:
+def run_python(source: str, *arguments: object, **variables: str) -> str:
     """What a program prints; it must end well."""
     command = [sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -309,9 +310,19 @@ def rich(directory: Path) -> Iterator[FileStorage]:
         yield storage  # type: ignore[misc]
 
 
+SHOW = """
+    import sys
+    from liteq import FileStorage
+    storage = FileStorage(sys.argv[1])
+    print(storage._replica.ask(lambda model: list(model.frozen().parts())), end="")
+"""
+
+
 def test_a_state_is_complete(rich: FileStorage, reopen: Callable[[], FileStorage]) -> None:
     replayed = reopen()
     assert content(replayed) == content(rich)
+    for seed in "12":  # sets of text are in another order there
+        assert run_python(SHOW, rich.path, PYTHONHASHSEED=seed) == repr(content(rich))
     shorten(rich)
     restored = reopen()
     assert restored._replica.sizes()[1] > HEAD
@@ -767,6 +778,20 @@ def test_a_random_life_is_the_same_wherever_it_is_replayed(
             way.remove(JobFilter(limit=20))
             shorten(way)
     assert content(ways[0]) == content(ways[1]) == content(ways[2]) == content(reopen())
+
+
+def test_workers_do_without_mapped_files(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENODEV, "no such device")
+
+    monkeypatch.setattr(begun.mmap, "mmap", refuse)
+    app = LiteQ(FileStorage(directory, durability="normal"))
+    double = app.task(name="double")(lambda number: 2 * number)
+    with app.run_in_background(workers=2):
+        assert double.map(range(50)).get(20) == [2 * number for number in range(50)]
+        [consumer] = app.consumers()
+        assert set(app.storage.begun(consumer.number) or ()) & set(range(1, 51))
+    app.close()
 
 
 def test_memory_and_files_forget_the_same_way(directory: Path) -> None:
