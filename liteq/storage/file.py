@@ -170,7 +170,7 @@ class FileStorage(Storage):
     # ── owners ───────────────────────────────────────────────────────────────────────────────────────
 
     def register(self, info: Mapping[str, object]) -> int:
-        self._replica.prepare()
+        self._replica.ask(lambda model: None)  # what takes long is done before there is a file to be left behind
         name = os.urandom(8).hex()
         self._make_slots_directory()
         slot = Slot.take(self._slots_directory / name)
@@ -251,6 +251,17 @@ class FileStorage(Storage):
     def schema_version(self) -> int | None:
         self._replica.prepare()
         return FORMAT
+
+    def compact(self) -> None:
+        """Replace the journal at once by one that begins with all that there is, while others go on.
+
+        Consumers do so now and then. By hand it is of use before an upgrade: the new version need not repeat what the
+        old one did.
+
+        Raises:
+            StorageError: the journal is as it was.
+        """
+        self._replica.shorten(at_once=True)
 
     def salvage(self) -> Salvaged:
         """Make a queue with a damaged journal usable again, after every program that uses it has ended.

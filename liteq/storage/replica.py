@@ -368,8 +368,9 @@ class Replica:
 
     # ── a shorter journal ────────────────────────────────────────────────────────────────────────────
 
-    def shorten(self) -> bool:
-        """Replace a journal that has grown by one that begins with the state; False: it has not grown.
+    def shorten(self, *, at_once: bool = False) -> bool:
+        """Replace a journal that has grown (or any, ``at_once``) by one that begins with the state; False: it was not
+        done.
 
         The state is encoded and written while everybody goes on; only for what they have written meanwhile, which is
         copied, they wait.
@@ -377,7 +378,7 @@ class Replica:
         with self._lock:
             model = self._caught_up()
             journal, heard = self._journal, self._heard
-            if journal is None or not _has_grown(journal, heard):
+            if journal is None or not (at_once or _has_grown(journal, heard)):
                 return False
             state = model.frozen()
         successor = Successor(self.directory)
@@ -451,8 +452,9 @@ def _repeat(model: Model, lines: Sequence[Line], path: Path) -> None:
             model.repeat(values, line.next_seq)
         except Differs as error:
             raise StorageUnusable(
-                f"{path}, before byte {line.end}: {error}. Another version of liteq wrote it; open it with that one, "
-                "and let a consumer run until the journal was replaced. It was left untouched"
+                f"{path}, before byte {line.end}: {error}. Another version of liteq wrote it, and does some things "
+                f"otherwise; it was left untouched. With that version, FileStorage({str(path.parent)!r}).compact() "
+                "makes a journal that this one reads"
             ) from error
 
 
