@@ -159,7 +159,9 @@ class Schedules:
         while not engine.storage.put_schedule(new):
             known = engine.storage.schedules(name)
             if known and not replace:
-                raise DuplicateSchedule(f"there is a schedule {name!r} already; update it, or add it with replace=True")
+                raise DuplicateSchedule(
+                    f"there is a schedule {name!r} already; update it, or replace it (replace=True, --replace)"
+                )
             if known and known[0].declared is not None:
                 edited = new._replace(declared=known[0].declared, edited=True)
                 new = edited._replace(created=known[0].created, version=known[0].version)

@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         try:
-            return _obey(parser().parse_args(schedules.either_order(sys.argv[1:] if argv is None else argv)))
+            words = sys.argv[1:] if argv is None else argv
+            return _obey(parser().parse_args(install.in_one_word(schedules.either_order(words))))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

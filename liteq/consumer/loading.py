@@ -60,7 +60,8 @@ def _import(module: str, path: str) -> Any:
                 f"{path}: there is no module {error.name!r} in {os.getcwd()} or on the Python path"  # noqa: PTH109
             ) from None
         raise
-    except (TypeError, ValueError) as error:  # a name with blanks, a relative name
+    except (TypeError, ValueError):  # a name with blanks, a relative name
         if module in sys.modules or module.replace(".", "").isidentifier():
             raise
-        raise AppNotFound(f"{path!r} is not the path of an app: {error}") from None
+        message = f"{path!r} is not the path of an app: {module!r} is not the name of a module"
+        raise AppNotFound(message) from None

@@ -368,6 +368,7 @@ BROKEN = "def build():\n    return 1 / 0\n\n\nbuild()\n"
     [
         ("shop", "not the path of an app"),
         ("shop.", "not the path of an app"),
+        ("..shop", "'.' is not the name of a module"),
         ("nowhere.app", "there is no module 'nowhere'"),
         ("shop.nothing", "module 'shop' has no 'nothing'"),
         ("shop.os", "not a LiteQ app"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -334,7 +336,7 @@ def test_where_there_is_no_cron_that_is_said(liteq: Liteq) -> None:
         (["cron", "planned.app", "--options", "'"], "cannot be read"),
         (["cron", "planned.app", "--when", "99 * * * *"], "crontab minute: '99' is out of range"),
         (["cron", "planned.app", "--when", "0 0 30 2 *"], "no date ever matches"),
-        (["cron", "planned.app", "--options=--nonsense"], "does not run with --options='--nonsense': unrecognized"),
+        (["cron", "planned.app", "--options", "--nonsense"], "does not run with --options='--nonsense': unrecognized"),
         (["systemd", "planned.app", "--options", "-w 0"], "'0'"),
         (["systemd", "planned.app", "--options", "-w 2 other.app"], "other.app"),
     ],
@@ -360,6 +362,28 @@ def test_a_unit_is_written_and_removed(liteq: Liteq, shop: Shop, monkeypatch: py
     assert liteq("install", "systemd", "planned.app")[0] == 0  # again, to change it
     assert liteq("uninstall", "systemd", "planned.app")[0] == 0
     assert list(units.iterdir()) == []
+
+
+def test_a_unit_waits_longer_for_the_consumer_than_the_consumer_for_its_jobs(liteq: Liteq) -> None:
+    for options, patience in (("-n", 60), ("--shutdown-timeout 2m", 135)):  # -n looks like an option of install itself
+        code, text, _ = liteq("install", "systemd", "planned.app", "--dry-run", "--options", options)
+        assert code == 0
+        assert f"planned.app {options}" in text
+        assert f"TimeoutStopSec={patience}" in text.splitlines()
+
+
+SYSTEMD = shutil.which("systemd-analyze")
+
+
+@pytest.mark.skipif(SYSTEMD is None, reason="systemd is not installed here")
+def test_systemd_understands_the_unit(liteq: Liteq, shop: Shop) -> None:
+    code, text, _ = liteq("install", "systemd", "planned.app", "--system", "--dry-run", "--options", "-w 2 -q 'a b%c'")
+    assert code == 0
+    unit = shop.directory / "liteq-planned.service"
+    unit.write_text(text)
+    checked = subprocess.run([str(SYSTEMD), "verify", str(unit)], capture_output=True, text=True, check=False)
+    ours = [line for line in checked.stderr.splitlines() if unit.name in line]
+    assert (checked.returncode, ours) == (0, [])
 
 
 def test_a_unit_that_is_somebody_elses_is_left_alone(liteq: Liteq, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

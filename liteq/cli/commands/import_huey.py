@@ -6,14 +6,16 @@ import argparse
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from liteq import JobNotFound, LiteQ, LiteQError, Task
 from liteq.cli.arguments import renaming
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, FAILED, MISUSED, Refused
-from liteq.cli.huey_file import Call, Entry, NotHuey, entries
 from liteq.cli.output import Output
+
+if TYPE_CHECKING:
+    from liteq.cli.huey_file import Call, Entry
 
 TAKEN, KNOWN, LEFT = "taken over", "known already", "left"
 
@@ -52,6 +54,8 @@ def declare(commands: Commands) -> None:
 
 def import_huey(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
     """Take over what can be, all in one transaction, and say what is left."""
+    from liteq.cli.huey_file import NotHuey, entries  # with what pickle and the zones bring along
+
     if not app.tasks:
         raise Refused("import-huey takes an app rather than a file: its code knows how arguments are stored", MISUSED)
     try:

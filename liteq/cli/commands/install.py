@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from liteq import TriggerError, crontab
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, MISUSED, Refused
 from liteq.cli.escaping import escaped, escaped_lines
@@ -25,6 +26,8 @@ from liteq.cli.target import is_file, opened
 
 KINDS = ("cron", "systemd")
 _EVERY_MINUTE = "* * * * *"
+#: Seconds that systemd waits for the end of a consumer, beyond its shutdown timeout; and at least.
+_BEYOND, _AT_LEAST = 15, 60
 
 _UNIT = """\
 {tag}
@@ -38,7 +41,7 @@ ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=2
-TimeoutStopSec=60
+TimeoutStopSec={patience}
 KillMode=mixed
 
 [Install]
@@ -66,10 +69,21 @@ def declare(commands: Commands) -> None:
     )
 
 
+def in_one_word(argv: Sequence[str]) -> list[str]:
+    """``--options -n`` as ``--options=-n``: argparse would take the second word for an option of its own."""
+    words = list(argv)
+    if words[:1] == ["install"] and "--options" in words[:-1]:
+        place = words.index("--options")
+        words[place : place + 2] = [f"--options={words[place + 1]}"]
+    return words
+
+
 def install_one(arguments: argparse.Namespace, output: Output) -> int:
     """Write a line of the crontab, or a unit."""
-    _check(arguments)
-    return _install_cron(arguments, output) if arguments.kind == "cron" else _install_unit(arguments, output)
+    patience = _check(arguments)
+    if arguments.kind == "cron":
+        return _install_cron(arguments, output)
+    return _install_unit(arguments, output, max(_AT_LEAST, math.ceil(patience + _BEYOND)))
 
 
 def uninstall_one(arguments: argparse.Namespace, output: Output) -> int:
@@ -77,31 +91,37 @@ def uninstall_one(arguments: argparse.Namespace, output: Output) -> int:
     return _uninstall_cron(arguments, output) if arguments.kind == "cron" else _uninstall_unit(arguments, output)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Whatever could go wrong later, where nobody looks, goes wrong here."""
+def _check(arguments: argparse.Namespace) -> float:
+    """Whatever could go wrong later, where nobody looks, goes wrong here; returns the consumer's shutdown timeout."""
     if is_file(arguments.app):
         raise Refused(f"install takes an app (module.app), not a file: {arguments.app}", MISUSED)
     if re.search(r"[\0-\x1f\x7f]", _here() + arguments.options + arguments.when):
         raise Refused("a directory or an option with a line break or another control character cannot be installed")
+    _check_when(arguments)
+    shutdown_timeout = _check_options(arguments)
+    with opened(arguments.app):
+        return shutdown_timeout
+
+
+def _check_when(arguments: argparse.Namespace) -> None:
+    from liteq import TriggerError, crontab  # a third of what `liteq --help` would take with them
+
     if len(arguments.when.split()) not in (1, 5):
         raise Refused(f"--when takes the five fields of a crontab, not {arguments.when!r}", MISUSED)
     try:
         crontab(arguments.when)
     except TriggerError as error:
         raise Refused(f"--when={arguments.when!r}: {error}", MISUSED) from None
-    _check_options(arguments)
-    with opened(arguments.app):
-        return
 
 
-def _check_options(arguments: argparse.Namespace) -> None:
-    """The consumer itself says what is wrong with its options."""
+def _check_options(arguments: argparse.Namespace) -> float:
+    """The consumer itself says what is wrong with its options, and how long its jobs may go on after a stop."""
     from liteq.cli.consumer import understood
 
     said = io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(said):
-            understood([arguments.app, *_options(arguments)])
+            return float(understood([arguments.app, *_options(arguments)]).shutdown_timeout)
     except SystemExit:
         why = said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2]
         raise Refused(f"liteq_consumer does not run with --options={arguments.options!r}: {why}", MISUSED) from None
@@ -183,13 +203,14 @@ def _cron(argument: str, given: str | None = None) -> subprocess.CompletedProces
 # ── systemd ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _install_unit(arguments: argparse.Namespace, output: Output) -> int:
+def _install_unit(arguments: argparse.Namespace, output: Output, patience: int) -> int:
     path, tag = _unit_path(arguments), _tag(arguments.app)
     text = _UNIT.format(
         tag=tag,
         app=arguments.app,
         directory=_here().replace("%", "%%"),
         command=" ".join(map(_quoted, _words(arguments))),
+        patience=patience,
         wanted_by="multi-user.target" if arguments.system else "default.target",
     )
     if arguments.dry_run:

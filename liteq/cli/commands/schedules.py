@@ -7,15 +7,18 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from liteq import ConfigurationError, LiteQ, Schedule, Trigger, TriggerError, UnknownTask, parse_trigger
+from liteq import ConfigurationError, LiteQ, TriggerError, UnknownTask
 from liteq.cli.arguments import duration, whole_number
 from liteq.cli.commands import Commands
 from liteq.cli.endings import DONE, MISUSED, Refused
 from liteq.cli.escaping import escaped
 from liteq.cli.output import Output
 from liteq.cli.times import age, iso, local
+
+if TYPE_CHECKING:
+    from liteq import Schedule, Trigger  # half of what `liteq --help` would take
 
 COMMAND = "schedules"
 ACTIONS = ("list", "add", "update", "pause", "resume", "run", "rm", "reset", "preview")
@@ -221,7 +224,7 @@ def _upcoming(app: LiteQ, text: str, number: int) -> list[datetime]:
     from datetime import UTC
 
     try:
-        trigger = parse_trigger(text).with_timezone(app.engine.timezone)
+        trigger = _parsed(text).with_timezone(app.engine.timezone)
     except TriggerError as error:
         raise Refused(str(error), MISUSED) from None
     now = datetime.fromtimestamp(app.engine.clock.now(), UTC)
@@ -264,8 +267,8 @@ def update_schedule(app: LiteQ, arguments: argparse.Namespace, output: Output) -
 def _in_its_zone(one: Schedule, text: str) -> Trigger | str:
     """Another trigger for a schedule, in the zone that it has: which one the app has is not known from the file."""
     try:
-        zone = parse_trigger(one.trigger).timezone
-        return text if zone is None else parse_trigger(text).with_timezone(zone)
+        zone = _parsed(one.trigger).timezone
+        return text if zone is None else _parsed(text).with_timezone(zone)
     except TriggerError:  # what is stored is garbage, or what is given: the second is told by whoever takes it
         return text
 
@@ -325,3 +328,9 @@ def run_schedules(app: LiteQ, arguments: argparse.Namespace, output: Output) -> 
         result = app.schedules.run_now(name)
         output.record({"name": name, "job": result.id}, f"{escaped(name)} runs as job {escaped(result.id)}")
     return DONE
+
+
+def _parsed(text: str) -> Trigger:
+    from liteq import parse_trigger
+
+    return parse_trigger(text)
