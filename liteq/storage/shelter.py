@@ -23,12 +23,17 @@ T = TypeVar("T")
 
 
 class Shelter:
-    """One thread's. `throw` is called in another, the rest in that thread; never `throw` and `take_back` at once."""
+    """One thread's, or greenlet's. `throw` is called in another thread, the rest in that one; never `throw` and
+    `take_back` at once.
+
+    Args:
+        door: unlocked; where the lock of `threading` is not the interpreter's own.
+    """
 
     __slots__ = ("_door", "_inside", "_late", "_thread")
 
-    def __init__(self) -> None:
-        self._door = threading.Lock()
+    def __init__(self, door: threading.Lock | None = None) -> None:
+        self._door = threading.Lock() if door is None else door
         self._inside = False
         self._late: list[type[BaseException]] = []
         self._thread = 0
@@ -58,10 +63,17 @@ class Shelter:
 
         Not in a program in which others `throw`.
         """
-        if self._door.locked():
-            self._late.append(error)
-        else:
+        if not self.delays(error):
             raise error
+
+    def delays(self, error: type[BaseException]) -> bool:
+        """Whether ``error`` has to wait, and is raised as the thread comes out; else it may be raised now. Called where
+        the thread cannot move meanwhile.
+        """
+        inside = self._door.locked()
+        if inside:
+            self._late.append(error)
+        return inside
 
     def throw(self, error: type[BaseException]) -> None:
         """Have ``error`` raised in the thread: at its next step, or as it comes out."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 from workshop import lines, note
 
-from liteq import LiteQ
+from liteq import LiteQ, TaskLocked
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -219,6 +220,33 @@ def log_and_die(log: str, stretches: int, seconds: float) -> None:
         time.sleep(0.02)
     note(log, "dies")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task()
+def nothing() -> None:
+    return None
+
+
+@task()
+def hammer(path: str, gate: str, log: str, kind: int) -> None:
+    """Call the storage again and again, without ever waiting, and note each job that was stored."""
+    app = _opened(path)
+    small = app.tasks["crowd.nothing"]
+    while not os.path.exists(gate):  # noqa: PTH110
+        note(log, small.using(queue="later")().id)
+        if kind == 1:
+            app.jobs(limit=5)
+        elif kind == 2:
+            with app.batch():
+                small.using(queue="later").map([(), ()])
+        elif kind == 3:
+            with contextlib.suppress(TaskLocked), app.lock_task("one"):
+                app.counts()
+
+
+@functools.cache
+def _opened(path: str) -> LiteQ:
+    return build(path)
 
 
 def _burn(seconds: float) -> None:

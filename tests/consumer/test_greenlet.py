@@ -23,6 +23,7 @@ from workshop import lines
 
 from liteq import ConfigurationError, JobState, LiteQ, TaskRevoked
 from liteq.consumer.log_setup import LogSetup
+from liteq.consumer.pools import greenlet, pulse
 from liteq.job import Ending
 
 pytest.importorskip("gevent")
@@ -195,6 +196,25 @@ def test_a_job_that_is_killed_at_its_timeout_tells_the_same(app: LiteQ, tasks: A
     (attempt,) = grinding.job().attempts
     assert attempt.cpu_time is not None
     assert 0.1 < attempt.cpu_time < 60
+
+
+def test_deadlines_that_strike_within_storage_calls_lose_nothing_and_hold_nobody_up(
+    app: LiteQ, tasks: Any, consume: Any, path: Path, gate: Path, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in (greenlet, pulse):
+        monkeypatch.setattr(room, "ASK_EVERY", 0.01)
+    with consume(app, workers=4, queues=("default",)):
+        for turn in range(8):
+            calls = [
+                tasks.hammer.using(timeout=0.03 + turn / 1000)(str(path), str(gate), log, kind) for kind in range(4)
+            ]
+            assert {failure_of(call).error_type for call in calls} == {"TaskTimeout"}
+            assert [call.job().attempts[-1].details for call in calls] == [""] * 4, "none had to be killed"
+        assert tasks.look().get(GET)
+        assert app.locks() == []
+    with consume(app, workers=4, queues=("later",)):
+        for stored in lines(log):
+            app.result(stored).get(GET)
 
 
 def test_nothing_holds_up_the_end(app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any) -> None:

@@ -246,8 +246,10 @@ def test_a_job_that_is_gone_is_found_out(place: Shop, disk: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not os.environ.get("LITEQ_LONG_TESTS"), reason="takes minutes: LITEQ_LONG_TESTS=1 runs it")
-@pytest.mark.parametrize("kinds", ["process", "thread", "process,thread"])
+@pytest.mark.parametrize("kinds", ["process", "thread", "asyncio", "greenlet", "process,thread"])
 def test_a_thousand_kills_of_eight_processes_on_one_file(place: Shop, kinds: str) -> None:
+    if kinds == "greenlet":
+        pytest.importorskip("gevent")
     often = (
         "import sys\n"
         "from liteq.cli.torture import torments\n"

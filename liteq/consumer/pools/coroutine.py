@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import ctypes
 import os
 import sys
 import threading
@@ -37,6 +36,7 @@ from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, execute_async
 from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage import begun
+from liteq.storage.shelter import Shelter
 
 
 class CoroutinePool(Pool):
@@ -257,6 +257,7 @@ class LoopThread:
         self.retired = False
         self._poked = False
         self.pulse = Pulse("event loop")
+        self.shelter = Shelter()
         self._told_to_end = self._ending = False
         # The name tells whoever ends the process that a worker may be stuck in here.
         self._thread = threading.Thread(target=self._work, name="liteq-worker", daemon=True)
@@ -266,6 +267,7 @@ class LoopThread:
 
     def _work(self) -> None:
         this_thread.is_shared = True
+        self.shelter.move_in()
         try:
             while not self._ending:
                 self._run(self.loop.run_forever)
@@ -364,11 +366,6 @@ class LoopThread:
         job = _job_of(sys._current_frames().get(ident))
         return stacks.of_thread(ident) if job is not None and job.seq == seq else None
 
-    def strike(self, error: type[BaseException] | None) -> None:
-        """Have ``error`` raised in the thread at its next bytecode; ``None`` takes it back."""
-        argument = None if error is None else ctypes.py_object(error)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident or 0), argument)
-
 
 class CoroutineSlot:
     """One job on a loop: its Deadline and Channel."""
@@ -426,7 +423,7 @@ class CoroutineSlot:
         with self._lock:
             self._body_runs = False
             if self._struck is not None:  # it may not have arrived yet, and must not arrive later
-                self._loop.strike(None)
+                self._loop.shelter.take_back()
 
     def on_cancel(self, cancel: Callable[[], object]) -> None:
         self._cancel = cancel
@@ -440,11 +437,15 @@ class CoroutineSlot:
         self._steps = True
 
     def leave(self) -> None:
-        """It waits for something, or is over: nothing may be raised in the thread after this returns."""
+        """It waits for something, or is over: nothing is raised in the thread once this has returned.
+
+        Raises:
+            Interrupted, TaskTimeout: it was thrown, and has not arrived until now; call this again.
+        """
         self._steps = False
         if self._struck is not None:  # only then the lock is taken: this is called at every step
             with self._lock:
-                self._loop.strike(None)
+                self._loop.shelter.take_back()
 
     # ── Channel, called by the task ──────────────────────────────────────────────────────────────────
 
@@ -489,7 +490,7 @@ class CoroutineSlot:
                 self._struck = None
                 return False
             self._give_up_at = give_up_at
-            self._loop.strike(self._struck)
+            self._loop.shelter.throw(self._struck)
         return True
 
     def stack(self) -> str | None:
@@ -536,17 +537,27 @@ class Steps(Coroutine[Any, Any, None]):
         return self._step(self._work.throw, *error)
 
     def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        self._slot.enter()
+        slot = self._slot
+        slot.enter()
+        try:
+            return self._heard(step, *arguments)
+        finally:
+            try:
+                slot.leave()
+            except (Interrupted, TaskTimeout):  # a moment too late to be its
+                slot.leave()
+
+    def _heard(self, step: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return step(*arguments)
         except StopIteration:
             raise
         except BaseException as error:
-            if self._work.cr_frame is None:
-                raise
-            return self._work.throw(error)  # raised in between its last line and ours: it is its to hear
-        finally:
-            self._slot.leave()
+            if self._work.cr_frame is not None:
+                return self._work.throw(error)  # raised in between its last line and ours: it is its to hear
+            if isinstance(error, Interrupted | TaskTimeout):
+                raise StopIteration from None  # it has ended, and handed in its outcome
+            raise
 
     def close(self) -> None:
         self._work.close()

@@ -38,6 +38,7 @@ from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, execute
 from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage import begun
+from liteq.storage.shelter import Shelter
 
 #: Seconds; what takes longer needs no timer.
 LONGEST_TIMER = 1e9
@@ -218,9 +219,8 @@ class Hub:
     def _on_strike(self, _number: int, frame: FrameType | None) -> None:
         """In the main thread, in the middle of whatever it executes: raised only in the body that is meant."""
         slot, self._to_strike = self._to_strike, None
-        switching = frame is not None and frame.f_code is Hub._on_switch.__code__  # it does not keep the hub busy then
-        if slot is not None and slot.body_runs and slot.greenlet is gevent.getcurrent() and not switching:
-            raise Interrupted if slot.interrupted else TaskTimeout
+        if slot is not None and slot.body_runs and slot.greenlet is gevent.getcurrent() and not _is_switching(frame):
+            slot.shelter.strike(Interrupted if slot.interrupted else TaskTimeout)
 
     def _on_switch(self, _event: str, greenlets: tuple[Any, Any]) -> None:
         """Record whose code runs: if the process dies, it is that job which has killed it. (1 µs a switch.)"""
@@ -248,8 +248,11 @@ class Hub:
 
     def _work(self) -> None:
         threading.current_thread().name = "liteq-worker"
+        shelter = Shelter(gevent.monkey.get_original("_thread", "allocate_lock")())
+        shelter.move_in()
         while True:
             slot: HubSlot = self._begun.get()
+            slot.shelter = shelter
             here = gevent.getcurrent()
             self._by_greenlet[here] = slot
             if self._recorder is not None:
@@ -259,6 +262,13 @@ class Hub:
             self._slots.pop(slot.job.seq, None)
             self._idle += 1
             self.send(("done", pack_outcome(outcome)))
+
+
+def _is_switching(frame: FrameType | None) -> bool:
+    """Whether this is the end of a stretch, which is being recorded: then the job does not keep the hub busy."""
+    while frame is not None and frame.f_code is not Hub._on_switch.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 class HubSlot:
@@ -275,7 +285,8 @@ class HubSlot:
         self.body_runs = False
         self.cancelled = False
         self.interrupted = False
-        self._timer: gevent.Timeout | None = None
+        self.shelter = Shelter()
+        self._timer: Any = None
 
     def run(self) -> Outcome:
         """Run the job in this greenlet."""
@@ -296,14 +307,15 @@ class HubSlot:
     def start(self, timeout: float | None, *, raises: bool) -> None:
         self.body_runs = True
         if timeout is not None and timeout < LONGEST_TIMER:
-            self._timer = gevent.Timeout(timeout, TaskTimeout)
-            self._timer.start()
+            self._timer = gevent.get_hub().loop.timer(timeout)
+            self._timer.start(self._throw, TaskTimeout)
 
     def stop(self) -> None:
         self.body_runs = False
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.close()
+        self.shelter.take_back()
 
     def on_cancel(self, cancel: Callable[[], object]) -> None:
         return None  # the consumer runs coroutines itself
@@ -321,8 +333,9 @@ class HubSlot:
     def is_to_end(self, call: Callable[..., object]) -> None:
         """End the body as interrupted, as soon as it waits for something."""
         self.interrupted = True
-        call(self._throw)
+        call(self._throw, Interrupted)
 
-    def _throw(self) -> None:
-        if self.body_runs:
-            self.greenlet.throw(Interrupted)
+    def _throw(self, error: type[BaseException]) -> None:
+        """In the hub, while the body waits for something: raised there, unless that is in a call of our storage."""
+        if self.body_runs and not self.shelter.delays(error):
+            self.greenlet.throw(error)
