@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     )
     from liteq.findings import Finding, Verdict
     from liteq.job import Attempt, Job, JobState, Progress
+    from liteq.middleware import MiddlewareCall
     from liteq.result import Result, ResultGroup
     from liteq.schedule import Schedule
     from liteq.serializers import CompressedSerializer, JSONSerializer, PickleSerializer, Serializer, SignedSerializer
@@ -95,6 +96,7 @@ __all__ = [
     "LockReentered",
     "LockTimeout",
     "MemoryStorage",
+    "MiddlewareCall",
     "NoAnswer",
     "NotRunning",
     "PayloadTooLarge",
@@ -146,6 +148,7 @@ _ROOMS = {
     "context": ("TaskContext",),
     "findings": ("Finding", "Verdict"),
     "job": ("Attempt", "Job", "JobState", "Progress"),
+    "middleware": ("MiddlewareCall",),
     "result": ("Result", "ResultGroup"),
     "schedule": ("Schedule",),
     "serializers": ("CompressedSerializer", "JSONSerializer", "PickleSerializer", "Serializer", "SignedSerializer"),

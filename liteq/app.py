@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from liteq.consumer import Consumer, LogSetup
     from liteq.findings import Finding
     from liteq.limits import Limits, LockState
+    from liteq.middleware import Around, Layer
     from liteq.schedule import CatchUp, Overlap
     from liteq.schedules import Schedules
     from liteq.step import Step
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=Callable[..., Any])
+M = TypeVar("M", bound=object)
+T = TypeVar("T")
 
 #: What has not ended yet.
 _REVOCABLE = WAITING | {JobState.RUNNING}
@@ -804,6 +807,35 @@ class LiteQ:
     def post_execute(self) -> Callable[[C], C]:
         """``@app.post_execute()``: call ``hook(job, value, error)`` in the worker after each task."""
         return _collect(self._stored.runtime.after)
+
+    @overload
+    def middleware(self, target: Literal["enqueue", "execute"], /) -> Callable[[C], C]: ...
+    @overload
+    def middleware(self, target: M, /) -> M: ...
+    def middleware(self, target: Any, /) -> Any:
+        """Code around each enqueue, in the caller, and each execution, in the worker: generator functions that are
+        given a MiddlewareCall and yield once. What was registered first is the outermost.
+
+        ``@app.middleware("execute")`` (or ``"enqueue"``) decorates one function; ``@app.middleware`` a class, of which
+        one object is made, with methods ``enqueue`` and ``execute``, of which it may have one or both. ``yield`` gives
+        the stored Job, or what the task returned, or raises what was raised. An error around an execution is the task's
+        own.
+
+        Raises:
+            TypeError: it is none of these.
+        """
+        from liteq.middleware import around_of, layer, layers_of
+
+        if isinstance(target, str):
+            around = around_of(target)
+            return lambda function: self._wrap({around: layer(function, around)}, function)
+        return self._wrap(layers_of(target), target)
+
+    def _wrap(self, layers: Mapping[Around, Layer], given: T) -> T:
+        runtime = self._stored.runtime
+        for around, one in layers.items():
+            (runtime.around_enqueue if around == "enqueue" else runtime.around_execute).append(one)
+        return given
 
     def on_startup(self) -> Callable[[C], C]:
         """``@app.on_startup()``: call ``hook()`` in each worker (process, or the process of the threads) as it

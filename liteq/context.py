@@ -98,6 +98,11 @@ class TaskContext:
         did."""
         return self._job.slot
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What travels beside the arguments: ``using(headers={...})``, and what middleware adds."""
+        return self._job.headers
+
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far the job is; visible as ``result.progress`` from every process.
 

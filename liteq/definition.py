@@ -17,7 +17,7 @@ from liteq import gates
 from liteq.errors import ConfigurationError
 from liteq.gates import Need
 from liteq.instants import positive_seconds
-from liteq.job import Job
+from liteq.job import HEADERS, Job, with_headers
 from liteq.lifecycle import Policy
 from liteq.retry import RetryDelay, retry_delay
 from liteq.unique import UNIQUE_OPTIONS, Rule, rule_of
@@ -61,6 +61,7 @@ class CallKeywords(TypedDict, total=False):
     timeout: float | timedelta
     on_crash: Literal["retry", "fail"]
     max_crashes: int
+    headers: Mapping[str, str] | None
     unique: bool | str | Callable[[dict[str, Any]], str] | None
     unique_for: Literal["active", "waiting"] | None
     on_duplicate: Literal["return", "raise", "replace"] | None
@@ -149,7 +150,9 @@ class Definition:
 
     def for_job(self, job: Job) -> Options:
         """The options that hold for this job: the task's, with what the call overrode."""
-        return self.options if job.options is None else _overridden(self, job.options)
+        if job.options is None:
+            return self.options
+        return _overridden(self, job.options if f'"{HEADERS}":' not in job.options else with_headers(job.options, {}))
 
     @property
     def is_limited(self) -> bool:
@@ -180,8 +183,10 @@ def overrides(text: str) -> dict[str, Any]:
     return {name: value for name, value in json.loads(text).items() if name in PER_CALL}
 
 
-@lru_cache(maxsize=1024)
-def _overridden(definition: Definition, text: str) -> Options:
+@lru_cache(maxsize=1024)  # without headers, which differ from job to job
+def _overridden(definition: Definition, text: str | None) -> Options:
+    if text is None:
+        return definition.options
     given = overrides(text)
     merged = {name: value for name, value in definition.raw.items() if name in PER_CALL} | given
     checked = check_options(merged)
@@ -294,6 +299,35 @@ def check_name(value: object, what: str) -> str:
     if not 0 < len(value) <= 255 or "\0" in value:
         raise ConfigurationError(f"{what} must have 1 to 255 characters and no NUL, not {value[:40]!r}")
     return value
+
+
+#: The most that a job's headers may take, in characters: they are part of each claim, as its options are.
+LARGEST_HEADERS = 16 << 10
+
+
+def check_headers(value: object) -> dict[str, str]:
+    """Headers that can be stored: texts by name, without lone surrogates, at most LARGEST_HEADERS together.
+
+    Raises:
+        TypeError: they are no mapping of texts to texts. ConfigurationError: they are too long, or cannot be encoded.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"headers takes a dict of texts by name, not {type(value).__name__} {value!r}")
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TypeError(f"headers takes texts by name, not {name!r}: {type(text).__name__} {text!r}")
+        check_name(name, "the name of a header")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"the header {name!r} cannot be stored: it holds a lone surrogate") from None
+    size = sum(len(name) + len(text) for name, text in value.items())
+    if size > LARGEST_HEADERS:
+        raise ConfigurationError(
+            f"the headers have {size:,} characters, and at most {LARGEST_HEADERS:,} are kept: they are for ids and "
+            "flags; pass data as arguments"
+        )
+    return dict(value)
 
 
 def call_arguments(args: object, kwargs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:

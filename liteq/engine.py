@@ -141,12 +141,21 @@ class Engine:
         Raises:
             StorageError: none was stored.
         """
-        batch = self._batch.get()
-        if batch is not None and batch.collect([(jobs, receive)]):
-            return
-        receive(self._store(jobs))
+        if not self.runtime.around_enqueue:
+            self._enqueue(jobs, receive)
+        else:
+            from liteq.middleware import Enqueuing
+
+            runtime = self.runtime
+            enqueuing = Enqueuing(runtime.around_enqueue, jobs, runtime.serializer, runtime.report)
+            enqueuing.around(lambda: self._enqueue(enqueuing.jobs, enqueuing.receiving(receive)))
         if self.immediate:
             self.run_ready()
+
+    def _enqueue(self, jobs: Sequence[Job], receive: Callable[[Sequence[Job]], None]) -> None:
+        batch = self._batch.get()
+        if batch is None or not batch.collect([(jobs, receive)]):
+            receive(self._store(jobs))
 
     def _store(self, jobs: Sequence[Job], connection: object = None) -> list[Job]:
         submitted = [lifecycle.submit(job, job.created) for job in jobs]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,6 +36,7 @@ from liteq.storage.base import Storage
 if TYPE_CHECKING:
     import asyncio
 
+    from liteq.middleware import Layer
     from liteq.steps import Steps, Suspended
 
 #: What is kept of a message and of a traceback, in characters.
@@ -112,6 +113,7 @@ class Runtime:
         before, after: the pre_execute and post_execute hooks.
         report: called with (what failed, job, error) when a hook raises.
         limited: what jobs of a task need before they may run, by stored name; tasks that need nothing are not in it.
+        around_enqueue, around_execute: the middleware, the outermost first.
         on_startup, on_shutdown: called once in each process that runs jobs.
         max_payload: how many bytes a call's arguments, a result, and what is sent with an event may have.
     """
@@ -125,6 +127,8 @@ class Runtime:
     before: list[Callable[[Job], Any]] = field(default_factory=list)
     after: list[Callable[[Job, Any, BaseException | None], Any]] = field(default_factory=list)
     limited: dict[str, NeedsOf] = field(default_factory=dict)
+    around_enqueue: list[Layer] = field(default_factory=list)
+    around_execute: list[Layer] = field(default_factory=list)
     on_startup: list[Callable[[], Any]] = field(default_factory=list)
     on_shutdown: list[Callable[[], Any]] = field(default_factory=list)
     max_payload: int = MAX_PAYLOAD
@@ -174,9 +178,12 @@ def _run(
 ) -> Any:
     """The body between its hooks."""
     args, kwargs = _arguments(job, runtime.serializer)
+    function = definition.function
+    context = contextvars.copy_context()
+    if runtime.around_execute:
+        function = _wrapped(job, definition, args, kwargs, runtime, context)
     if options.context:
         kwargs["task"] = _context(job, options, runtime, channel)
-    context = contextvars.copy_context()
     context.run(current_job.set, job)
     if runtime.before:
         _before(job, runtime)
@@ -186,10 +193,12 @@ def _run(
         try:
             deadline.start(options.timeout, raises=not definition.is_async)
             if definition.is_async:
-                body = _timed(definition.function(*args, **kwargs), options.timeout, deadline)
+                body = _timed(function(*args, **kwargs), options.timeout, deadline)
                 value = _run_coroutine(body, context)
+            elif runtime.around_execute:
+                value = function(*args, **kwargs)
             else:
-                value = context.run(definition.function, *args, **kwargs)
+                value = context.run(function, *args, **kwargs)
         finally:
             deadline.stop()
         if options.context:
@@ -232,6 +241,9 @@ async def _run_async(
 ) -> Any:
     """The body between its hooks. The context is this asyncio task's own already."""
     args, kwargs = _arguments(job, runtime.serializer)
+    function = definition.function
+    if runtime.around_execute:
+        function = _wrapped(job, definition, args, kwargs, runtime)
     if options.context:
         kwargs["task"] = _context(job, options, runtime, channel)
     current_job.set(job)
@@ -242,7 +254,7 @@ async def _run_async(
     try:
         try:
             deadline.start(options.timeout, raises=False)
-            value = await _timed(definition.function(*args, **kwargs), options.timeout, deadline)
+            value = await _timed(function(*args, **kwargs), options.timeout, deadline)
         finally:
             deadline.stop()
         if options.context:
@@ -279,6 +291,29 @@ def _hold_suspended(context: TaskContext) -> None:
     suspended = suspension_of(context)
     if suspended is not None:
         raise suspended
+
+
+def _wrapped(
+    job: Job,
+    definition: Definition,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    runtime: Runtime,
+    context: contextvars.Context | None = None,
+) -> Callable[..., Any]:
+    """The task's function inside of the app's middleware; one that is not async enters ``context`` by itself."""
+    from liteq.middleware import MiddlewareCall, athrough, through
+
+    function, layers = definition.function, runtime.around_execute
+    seen = tuple(args), dict(kwargs)  # without the context that is added to them later
+    call = MiddlewareCall(job, job.headers, lambda: seen)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if definition.is_async or context is None:
+            return athrough(layers, call, lambda: function(*args, **kwargs))
+        return through(layers, call, lambda: context.run(function, *args, **kwargs), context, _run_coroutine)
+
+    return run
 
 
 # ── async tasks ──────────────────────────────────────────────────────────────────────────────────────────
@@ -452,10 +487,14 @@ def _described(error: BaseException, timeout: float | None) -> dict[str, Any]:
     }
 
 
+#: Modules through which every error of a task comes, and that say nothing about it.
+_OWN_FRAMES = (__name__, "liteq.middleware", "asyncio.")
+
+
 def _own_frames_dropped(error: BaseException) -> Any:
     """The traceback from the task's own first frame on; all of it where there is none (a bad payload)."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(_OWN_FRAMES):
         trace = trace.tb_next
     return trace or error.__traceback__
 

@@ -11,6 +11,7 @@ aware datetimes.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -178,11 +179,32 @@ class Job(NamedTuple):
         return _origin(self.options).get("schedule")
 
     @property
+    def headers(self) -> dict[str, str]:
+        """What travels beside its arguments: ``using(headers={...})``, and what middleware adds."""
+        if self.options is None or _HEADERS_IN_TEXT not in self.options:
+            return {}
+        return dict(json.loads(self.options).get(HEADERS, {}))
+
+    @property
     def arguments(self) -> str:
         """A short text of the arguments, without decoding them."""
         if self.summary is not None:
             return self.summary
         return shorten(self.payload[:200].decode("utf-8", "replace"))
+
+
+#: Under which a job's options hold its headers.
+HEADERS = "headers"
+_HEADERS_IN_TEXT = f'"{HEADERS}":'
+
+
+def with_headers(options: str | None, headers: Mapping[str, str]) -> str | None:
+    """The options of a job with these headers instead of those that it has; ``None`` where there is nothing to say."""
+    given = {} if options is None else json.loads(options)
+    given.pop(HEADERS, None)
+    if headers:
+        given[HEADERS] = dict(headers)
+    return json.dumps(given, separators=(",", ":")) if given else None
 
 
 def origin_text(options: str | None, schedule: str, slot: float, follows: str | None = None) -> str:

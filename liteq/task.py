@@ -15,6 +15,7 @@ from liteq.definition import (
     CallKeywords,
     Definition,
     call_arguments,
+    check_headers,
     check_integer,
     check_name,
     override_text,
@@ -22,7 +23,7 @@ from liteq.definition import (
 from liteq.engine import Engine
 from liteq.errors import ConfigurationError, PayloadTooLarge, SerializationError
 from liteq.instants import due_at, seconds, timestamp
-from liteq.job import Job, JobState, shorten
+from liteq.job import Job, JobState, shorten, with_headers
 from liteq.result import Result, ResultGroup, receive_into
 from liteq.unique import UNIQUE_OPTIONS, Rule, rule_of
 
@@ -48,6 +49,7 @@ class CallOptions(NamedTuple):
     queue: str | None = None
     id: str | None = None
     expires: float | timedelta | datetime | None = None
+    headers: Mapping[str, str] | None = None
     again: Mapping[str, Any] = {}  # what it says of `unique` and the like; nobody changes it
     text: str | None = None
 
@@ -77,6 +79,8 @@ class Task(Generic[P, R]):
         self._priority = options.priority if call.priority is None else call.priority
         crash_rules = {name: definition.raw[name] for name in ("on_crash", "max_crashes") if name in definition.raw}
         self._text = override_text(crash_rules | _overrides(call)) if crash_rules else call.text
+        if call.headers:
+            self._text = with_headers(self._text, call.headers)
         self._key_of = _limit_key(definition, self._signature)
         rule = _unique_rule(definition, call)
         self._unique_of = None if rule is None else _unique_of(self._name, self._signature, rule)
@@ -179,8 +183,8 @@ class Task(Generic[P, R]):
         Args:
             options: ``eta``, ``delay``, ``priority``, ``queue``, ``id``, ``expires``, ``retries``, ``retry_delay``,
                 ``retry_backoff``, ``retry_max_delay``, ``retry_jitter``, ``timeout``, ``on_crash``, ``max_crashes``,
-                ``unique``, ``unique_for``, ``on_duplicate``, ``debounce``, ``debounce_max`` (``None`` undoes the
-                task's own).
+                ``headers`` (texts by name, which travel beside the arguments), ``unique``, ``unique_for``,
+                ``on_duplicate``, ``debounce``, ``debounce_max`` (``None`` undoes the task's own).
 
         Raises:
             TypeError: an option does not exist or has the wrong type. ConfigurationError: it makes no sense.
@@ -403,6 +407,8 @@ def _checked_call(call: CallOptions, options: dict[str, Any]) -> CallOptions:
         check_name(direct["id"], "id")
     if direct.get("priority") is not None:
         check_integer(direct["priority"], "priority", least=-(1 << 63))
+    if direct.get("headers") is not None:
+        direct["headers"] = check_headers(direct["headers"])
     due_at(0.0, _utc(), eta=direct.get("eta"), delay=direct.get("delay"))
     if direct.get("expires") is not None:
         _expiry(direct["expires"], 0.0, _utc())

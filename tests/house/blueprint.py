@@ -37,6 +37,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "logs",
             "context",
             "steps",
+            "middleware",
             "definition",
             "functions",
             "keys",

@@ -61,6 +61,7 @@ PUBLIC = frozenset(
         # what an examination finds
         "Finding",
         "Verdict",
+        "MiddlewareCall",
         # steps
         "Step",
         "StepKind",
@@ -255,7 +256,7 @@ def _is_written_here(member: object) -> bool:
 def test_types_and_program_agree_on_the_options_of_a_task_and_of_a_call() -> None:
     of_a_task = {*definition.OPTION_NAMES, "name", "aliases"}
     assert {*definition.TaskOptions.__annotations__, "context"} == of_a_task
-    of_a_call = {"eta", "delay", "priority", "queue", "id", "expires", *definition.PER_CALL, *UNIQUE_OPTIONS}
+    of_a_call = {"eta", "delay", "priority", "queue", "id", "expires", "headers", *definition.PER_CALL, *UNIQUE_OPTIONS}
     assert set(definition.CallKeywords.__annotations__) == of_a_call
 
 

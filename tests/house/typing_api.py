@@ -15,6 +15,7 @@ from liteq import (
     Job,
     JobState,
     LiteQ,
+    MiddlewareCall,
     Progress,
     Result,
     ResultGroup,
@@ -137,6 +138,31 @@ async def steps_are_seen_and_events_sent(result: Result[int]) -> None:
     await app.asend(result.id, "paid")
     assert_type(result.requeue(from_start=True), bool)
     app.send(result)  # type: ignore[call-arg]
+
+
+@app.middleware
+class Both:
+    def enqueue(self, call: MiddlewareCall) -> Iterator[None]:
+        assert_type(call.headers, dict[str, str])
+        assert_type(call.parent, Job | None)
+        yield
+
+    def execute(self, call: MiddlewareCall) -> Iterator[None]:
+        assert_type(call.args, tuple[Any, ...])
+        yield
+
+
+@app.middleware("execute")
+def around_each(call: MiddlewareCall) -> Iterator[None]:
+    assert_type(call.job.headers, dict[str, str])
+    yield
+
+
+def middleware_stays_what_it_is(call: MiddlewareCall) -> None:
+    assert_type(Both(), Both)
+    assert_type(around_each(call), Iterator[None])
+    add.using(headers={"trace": "1"})
+    add.using(headers={"trace": 1})  # type: ignore[dict-item]
 
 
 def a_local_call_is_the_function() -> None:
