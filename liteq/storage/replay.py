@@ -78,7 +78,16 @@ Part = tuple[str, Any]
 
 
 class Differs(Exception):
-    """A verb did something else than where it was written down."""
+    """A verb did something else than where it was written down.
+
+    Args:
+        why: how.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        #: Which of several records it was.
+        self.at = 0
 
 
 class _Flag(Bell):
@@ -175,10 +184,6 @@ class Model(MemoryStorage):
         if record[0] == "state":
             self.restore(record[1], record[2])
             return
-        if record[0] == "add" and not any(record[3][1:]) and self._repeat_new(record[1], record[3][0]):
-            if self._next_seq != next_seq:
-                raise Differs(_OTHER.format("add"))
-            return
         name, draw, dead, written, *expected = record
         if name not in VERBS:
             raise Differs(f"the verb {name!r} is not known here")
@@ -187,18 +192,29 @@ class Model(MemoryStorage):
         if self._next_seq != next_seq or list(evidence(name, answer)) != expected:
             raise Differs(_OTHER.format(name))
 
-    def _repeat_new(self, draw: int, written: Sequence[list[Any]]) -> bool:
-        """`add` for jobs of the plainest kind, which most lines of a long journal hold; False if they are not."""
-        for values in written:
-            if len(values) != TAIL or values[1] or values[3] != "ready":
-                return False
+    def repeat_all(self, records: Sequence[Sequence[Any]], next_seqs: Sequence[int]) -> None:
+        """`repeat` for many. Enqueues of one plain job, of which a long journal consists, are taken in together."""
+        new: list[Job] = []
         seq = self._next_seq
-        for number, values in enumerate(written, seq):
-            values[:5] = number, f"{number}-{draw:010x}", intern(values[2]), JobState.READY, intern(values[4])
-            values[6] = values[6].encode("latin-1")
-        self._take_in([tuple.__new__(Job, (*values, *REST)) for values in written])
-        self._next_seq = seq + len(written)
-        return True
+        for at, (record, next_seq) in enumerate(zip(records, next_seqs, strict=True)):
+            row = _plain_row(record, seq) if record[0] == "add" and next_seq == seq + 1 else None
+            if row is not None:
+                new.append(row)
+            else:
+                self._take_in(new)
+                new.clear()
+                self._next_seq = seq
+                self._repeat_at(at, record, next_seq)
+            seq = next_seq
+        self._take_in(new)
+        self._next_seq = seq
+
+    def _repeat_at(self, at: int, record: Sequence[Any], next_seq: int) -> None:
+        try:
+            self.repeat(record, next_seq)
+        except Differs as error:
+            error.at = at
+            raise
 
     # ── the state ────────────────────────────────────────────────────────────────────────────────────
 
@@ -270,6 +286,19 @@ def stored_as(job: Job, seq: int, draw: int) -> Job:
     return tuple.__new__(Job, (seq, f"{seq}-{draw:010x}", *job[2:]))
 
 
+def _plain_row(record: Sequence[Any], seq: int) -> Job | None:
+    """The row that came of this enqueue, if it was of one job of the plainest kind."""
+    draw, arguments = record[1], record[3]
+    if len(arguments) != 1 or len(arguments[0]) != 1:
+        return None
+    values = arguments[0][0]
+    if len(values) != TAIL or values[1] or values[3] != "ready":
+        return None
+    values[:5] = seq, f"{seq}-{draw:010x}", intern(values[2]), JobState.READY, intern(values[4])
+    values[6] = values[6].encode("latin-1")
+    return tuple.__new__(Job, values + _REST)
+
+
 def evidence(name: str, answer: Any) -> tuple[Any, ...]:
     """What must come out when the verb is repeated, and is written down; the seq of the next job is compared anyway."""
     return ([len(answer.jobs), sum(job.seq for job in answer.jobs)],) if name == "turn" else ()
@@ -281,6 +310,7 @@ def _needed(hint: Any) -> Decode:
     return step
 
 
+_REST = list(REST)
 _row = _needed(Job)
 _gates = _needed(GateTable)
 

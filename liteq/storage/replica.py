@@ -238,6 +238,12 @@ class Replica:
 
     def _up_to(self, journal: Journal, end: int) -> Model:
         """The model with all that there is, in the turn; what a dead writer has left at the end is cut off."""
+        if end < self._heard:
+            self._forget()
+            raise StorageError(
+                f"{journal.path} has become shorter while it was in use: somebody has written to it who is not liteq. "
+                "Nothing was stored. The next call reads what is there now"
+            )
         if self._model is None or self._heard < end:
             self._hear(journal, end)
             if self._heard < end:
@@ -447,15 +453,15 @@ def _is_new(job: Job) -> bool:
 
 def _repeat(model: Model, lines: Sequence[Line], path: Path) -> None:
     """Put to the model what stands in these lines."""
-    for line, values in zip(lines, values_of([line.text for line in lines]), strict=True):
-        try:
-            model.repeat(values, line.next_seq)
-        except Differs as error:
-            raise StorageUnusable(
-                f"{path}, before byte {line.end}: {error}. Another version of liteq wrote it, and does some things "
-                f"otherwise; it was left untouched. With that version, FileStorage({str(path.parent)!r}).compact() "
-                "makes a journal that this one reads"
-            ) from error
+    records = values_of([line.text for line in lines])
+    try:
+        model.repeat_all(records, [line.next_seq for line in lines])
+    except Differs as error:
+        raise StorageUnusable(
+            f"{path}, before byte {lines[error.at].end}: {error}. Another version of liteq wrote it, and does some "
+            f"things otherwise; it was left untouched. With that version, FileStorage({str(path.parent)!r}).compact() "
+            "makes a journal that this one reads"
+        ) from error
 
 
 class _no_collections:  # noqa: N801 - reads like a function

@@ -671,6 +671,20 @@ def test_a_directory_that_was_deleted_is_noticed_and_made_anew(directory: Path, 
     assert sum(storage.counts().values()) == 0
 
 
+def test_an_older_journal_that_is_written_over_it_is_noticed(
+    directory: Path, storage: FileStorage, reopen: Callable[[], FileStorage]
+) -> None:
+    add_many(storage, 2)
+    older = journal_of(directory).read_bytes()
+    add_many(storage, 2)
+    assert sum(reopen().counts().values()) == 4
+    journal_of(directory).write_bytes(older)  # the same file, with another content
+    with pytest.raises(StorageError, match="has become shorter"):
+        storage.swap("key", None, "value")
+    assert storage.swap("key", None, "value")
+    assert sum(reopen().counts().values()) == 2
+
+
 def test_a_backup_that_is_put_in_its_place_is_noticed(directory: Path, storage: FileStorage) -> None:
     add_many(storage, 2)
     shutil.copytree(directory, directory.with_name("backup"))
