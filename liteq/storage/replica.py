@@ -142,6 +142,7 @@ class Replica:
     def _add_blindly(self, journal: Journal, jobs: Sequence[Job]) -> Added | None:
         """Write down new jobs without looking at the others; ``None``: the model is to do it."""
         end = journal.size()
+        self._require_whole(journal, end)
         model = self._model if self._heard == end else None
         seq = self._tail[1] if self._tail[0] == end else journal.next_seq(end)
         if seq is None:
@@ -238,18 +239,21 @@ class Replica:
 
     def _up_to(self, journal: Journal, end: int) -> Model:
         """The model with all that there is, in the turn; what a dead writer has left at the end is cut off."""
-        if end < self._heard:
-            self._forget()
-            raise StorageError(
-                f"{journal.path} has become shorter while it was in use: somebody has written to it who is not liteq. "
-                "Nothing was stored. The next call reads what is there now"
-            )
+        self._require_whole(journal, end)
         if self._model is None or self._heard < end:
             self._hear(journal, end)
             if self._heard < end:
                 journal.cut_or_refuse(self._heard)
         assert self._model is not None
         return self._model
+
+    def _require_whole(self, journal: Journal, end: int) -> None:
+        if end < max(self._heard, self._tail[0]):
+            self._forget()
+            raise StorageError(
+                f"{journal.path} has become shorter while it was in use: somebody has written to it who is not liteq. "
+                "Nothing was stored. The next call reads what is there now"
+            )
 
     def _hear(self, journal: Journal, end: int) -> None:
         """Put to the model what stands in the journal, until there is a line that is not good."""
