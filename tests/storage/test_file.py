@@ -524,10 +524,11 @@ def test_a_record_that_comes_out_differently_is_refused(directory: Path, storage
     owner = storage.register({})
     add_many(storage, 3)
     claim(storage, 2, owner=owner)
-    line = journal_of(directory).read_bytes().splitlines(keepends=True)[-1]
+    whole = journal_of(directory).read_bytes()
+    line = whole.splitlines(keepends=True)[-1]
     changed = line[9:].partition(b" ")[2][:-1].replace(b",2,null,{}]", b",3,null,{}]")
     assert changed != line[9:].partition(b" ")[2][:-1]
-    text = journal_of(directory).read_bytes()[: -len(line)] + journals.line_of(changed, 4)
+    text = whole[: -len(line)] + journals.line_of(changed, 4)
     journal_of(directory).write_bytes(text)
     with closing(FileStorage(directory)) as other, pytest.raises(StorageUnusable, match="turn did something else here"):
         other.counts()
@@ -538,6 +539,7 @@ def test_a_record_that_comes_out_differently_is_refused(directory: Path, storage
         pytest.raises(StorageUnusable, match=r"Another version of liteq.*compact\(\)"),
     ):
         other.counts()
+    journal_of(directory).write_bytes(whole)
 
 
 # ── disks ────────────────────────────────────────────────────────────────────────────────────────────────
