@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WouldDeadlock,
     )
+    from liteq.explanation import Cause, Explanation
     from liteq.findings import Finding, Verdict
     from liteq.job import Attempt, Job, JobState, Progress
     from liteq.middleware import MiddlewareCall
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Attempt",
     "Cancel",
+    "Cause",
     "ClaimLost",
     "CompressedSerializer",
     "ConfigurationError",
@@ -83,6 +85,7 @@ __all__ = [
     "DuplicateStep",
     "DuplicateTask",
     "EventTimeout",
+    "Explanation",
     "Fail",
     "FileStorage",
     "Finding",
@@ -147,6 +150,7 @@ _ROOMS = {
     "app": ("LiteQ",),
     "context": ("TaskContext",),
     "findings": ("Finding", "Verdict"),
+    "explanation": ("Cause", "Explanation"),
     "job": ("Attempt", "Job", "JobState", "Progress"),
     "middleware": ("MiddlewareCall",),
     "result": ("Result", "ResultGroup"),

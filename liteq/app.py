@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from liteq.arguments import Where
     from liteq.batches import Block
     from liteq.consumer import Consumer, LogSetup
+    from liteq.explanation import Explanation
     from liteq.findings import Finding
     from liteq.limits import Limits, LockState
     from liteq.middleware import Around, Layer
@@ -510,6 +511,18 @@ class LiteQ:
         from liteq.asking import ask
 
         return ask(self.engine, _id(result_or_id), positive_seconds(timeout, "timeout"))
+
+    def why(self, result_or_id: Result[Any] | str) -> Explanation:
+        """Why a job is not running, in words: its time has not come, its queue is paused, who holds the lock that it
+        waits for, no consumer serves its queue … Everything that keeps it, the nearest first, and what to do about it.
+        Of a job that runs, or has ended, it tells that.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        from liteq.why import why
+
+        return why(self.engine, _id(result_or_id))
 
     def consumers(self) -> list[Owner]:
         """The consumers of this storage: alive, or dead and not yet cleared away."""

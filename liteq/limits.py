@@ -91,6 +91,11 @@ def locks(storage: Storage) -> list[LockState]:
     ]
 
 
+def holders_of(storage: Storage, state: GateState) -> tuple[Holder, ...]:
+    """Who holds slots of a gate, and lives."""
+    return _living(storage, state.holders, _owners(storage))
+
+
 class Limits:
     """``app.limits``: the ``max_running`` of tasks, seen and changed while consumers run.
 

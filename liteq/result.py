@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from liteq.deadlock import Parent
+    from liteq.explanation import Explanation
     from liteq.step import Step
 
 R = TypeVar("R")
@@ -220,6 +221,12 @@ class Result(Generic[R]):
             JobNotFound: there is no such job (any more).
         """
         return self._engine.storage.steps(self.job().seq)
+
+    def why(self) -> Explanation:
+        """Why the job is not running, in words; see `LiteQ.why`."""
+        from liteq.why import why
+
+        return why(self._engine, self.id)
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────────
 

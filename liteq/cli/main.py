@@ -24,6 +24,7 @@ from liteq.cli.commands import (
     schedules,
     stack,
     torture,
+    why,
 )
 from liteq.cli.endings import FAILED, INTERRUPTED, PIPE_CLOSED, Refused, complain, refusal
 from liteq.cli.output import Output, prepare_streams
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     for room in (
         info,
         look,
+        why,
         stack,
         change,
         queues,

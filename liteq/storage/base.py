@@ -255,6 +255,11 @@ class Storage(ABC):
         """When the earliest scheduled job becomes due; ``None`` if none is scheduled."""
 
     @abstractmethod
+    def ahead(self, seq: int) -> int:
+        """How many ready jobs of its queue come before this one; 0 if it is not ready itself. Called by: whoever asks
+        why a job does not run."""
+
+    @abstractmethod
     def rival(self, seq: int) -> Rival | None:
         """Another unfinished job that has the unique key of this one; ``None`` if there is none, or no key. Called by:
         whoever brings a finished job back, to tell why not."""

@@ -145,6 +145,7 @@ class FileStorage(Storage):
     next_expiry = _asked(MemoryStorage.next_expiry)
     reasons = _asked(MemoryStorage.reasons)
     next_due = _asked(MemoryStorage.next_due)
+    ahead = _asked(MemoryStorage.ahead)
     rival = _asked(MemoryStorage.rival)
     remove = _written(MemoryStorage.remove)
 

@@ -101,14 +101,13 @@ class MemoryStorage(Storage):
         with self._lock:
             added, draft = self._planned(jobs)
             for row in draft.rows.values():
-                is_new = row.seq >= self._next_seq
                 self._put(row)
-                if is_new:
+                if row.seq >= self._next_seq:
                     self._seqs[row.id] = row.seq
                     self._next_seq = row.seq + 1
-                else:
-                    self._set_mark(lifecycle.cancel_mark(row), None)
-                    self._gates.left([row.seq], jobs[0].created)
+            for seq, now in draft.changed.items():
+                self._set_mark(lifecycle.cancel_mark(self._rows[seq]), None)
+                self._gates.left([seq], now)
             for seq in draft.anew:
                 self._steps.remove(seq)
             self._unique.hold(draft)
@@ -388,6 +387,11 @@ class MemoryStorage(Storage):
                 numbers[self._rows[seq].reason or ""] += 1
             return {reason: number for reason, number in numbers.items() if reason.startswith(prefix)}
 
+    def ahead(self, seq: int) -> int:
+        with self._lock:
+            row = self._rows.get(seq)
+            return 0 if row is None or row.state != JobState.READY else self._ready[row.queue].before(seq)
+
     def rival(self, seq: int) -> Rival | None:
         with self._lock:
             return self._unique.rival(seq, Draft())
@@ -645,6 +649,11 @@ class Line:
     def drop(self, seq: int) -> None:
         """Take a seq out of the line, if it is there."""
         self._keys.pop(seq, None)
+
+    def before(self, seq: int) -> int:
+        """How many stand before a seq that is in line; O(n), for people's questions."""
+        own = self._keys[seq], seq
+        return sum((key, one) < own for one, key in self._keys.items())
 
     def first(self) -> tuple[float, int]:
         """The key and the seq at the head of a line that is not empty."""

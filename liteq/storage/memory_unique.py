@@ -26,12 +26,13 @@ class Held(NamedTuple):
 
 @dataclass(slots=True)
 class Draft:
-    """What is going to be changed: rows by seq, who takes which key, the keys of new jobs, and which jobs are to forget
-    what they have done."""
+    """What is going to be changed: rows by seq, who takes which key, the keys of new jobs, when which jobs are changed
+    by new ones, and which of them are to forget what they have done."""
 
     rows: dict[int, Job] = field(default_factory=dict)
     held: dict[Key, Held] = field(default_factory=dict)
     keys: dict[int, Key] = field(default_factory=dict)
+    changed: dict[int, float] = field(default_factory=dict)
     anew: set[int] = field(default_factory=set)
 
 
@@ -70,6 +71,7 @@ class MemoryUnique:
             return holder, True
         if holder is not None and meeting is Meeting.CHANGED:
             draft.rows[holder.seq] = lifecycle.change(holder, row, unique)
+            draft.changed[holder.seq] = row.created
             if lifecycle.begins_anew(unique):
                 draft.anew.add(holder.seq)
             return draft.rows[holder.seq], True

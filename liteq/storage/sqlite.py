@@ -155,6 +155,9 @@ class SqliteStorage(Storage):
     def next_due(self) -> float | None:
         return self._connections.read(moves.next_due)
 
+    def ahead(self, seq: int) -> int:
+        return self._connections.read(lambda connection: questions.ahead(connection, seq))
+
     def rival(self, seq: int) -> Rival | None:
         return self._connections.read(lambda connection: unique.rival(connection, seq))
 

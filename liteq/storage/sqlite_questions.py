@@ -318,6 +318,20 @@ def queues(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(connection.execute("SELECT queue, count(*) FROM liteq_ready GROUP BY queue ORDER BY queue").fetchall())
 
 
+def ahead(connection: sqlite3.Connection, seq: int) -> int:
+    """How many ready jobs of its queue come before a ready one; two ranges of the index."""
+    values = {"seq": seq}
+    if connection.execute(f"SELECT 1 FROM liteq_ready s WHERE {_by_seq(JobState.READY)}", values).fetchone() is None:
+        return 0
+    return sum(int(connection.execute(one, values).fetchone()[0]) for one in _AHEAD)
+
+
+_AHEAD = tuple(
+    f"SELECT count(*) FROM liteq_job j CROSS JOIN liteq_ready r ON r.queue = j.queue AND {rank} WHERE j.id = :seq"
+    for rank in ("r.priority > j.priority", "r.priority = j.priority AND r.id < j.id")
+)
+
+
 def next_expiry(connection: sqlite3.Connection, after: float) -> float | None:
     """The first instant after this one at which a job expires; one look into an index."""
     row = connection.execute("SELECT min(expires) FROM liteq_job WHERE expires > ?", (after,)).fetchone()

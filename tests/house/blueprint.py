@@ -26,7 +26,7 @@ VALUES, STORAGE, APP, CONSUMER, EDGE, FRONT_DOOR = range(6)
 FLOORS: Mapping[int, frozenset[str]] = {
     VALUES: frozenset(
         {"_version", "errors", "clock", "instants", "serializers", "triggers", "retry", "job", "lifecycle", "gates"}
-        | {"schedule", "findings", "unique", "step"}
+        | {"schedule", "findings", "unique", "explanation", "step"}
     ),
     STORAGE: frozenset({"storage"}),
     APP: frozenset(
@@ -55,6 +55,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "asking",
             "checkup",
             "whereabouts",
+            "why",
             "app",
         }
     ),

@@ -62,6 +62,9 @@ PUBLIC = frozenset(
         "Finding",
         "Verdict",
         "MiddlewareCall",
+        # why a job is not running
+        "Explanation",
+        "Cause",
         # steps
         "Step",
         "StepKind",

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 from liteq import (
+    Explanation,
     FileStorage,
     Job,
     JobState,
@@ -76,6 +77,8 @@ def results_have_the_type_of_the_function(result: Result[int]) -> None:
     assert_type(result.error, TaskFailed | None)
     assert_type(result.state, JobState)
     assert_type(result.progress, Progress | None)
+    assert_type(result.why(), Explanation)
+    assert_type([cause.advice for cause in app.why("x").causes], list[str])
     assert_type(result.job(), Job)
     result.get(timeout="5")  # type: ignore[arg-type]
 

@@ -1237,6 +1237,14 @@ class StorageContract(GatesContract, ScheduleContract, StepsContract, UniqueCont
 
     # ── where jobs stand ─────────────────────────────────────────────────────────────────────────────
 
+    def test_ahead_counts_the_ready_jobs_of_the_queue_that_come_first(self, storage: Storage) -> None:
+        jobs = [storage.add([new(queue="q", priority=priority)])[0] for priority in (0, 1, 0, -1, 1)]
+        add(storage, new(queue="other", priority=9), new(queue="q", priority=9, due=NOW + 60))
+        assert [storage.ahead(job.seq) for job in jobs] == [2, 0, 3, 4, 1]
+        assert [storage.ahead(seq) for seq in (0, 7, 99)] == [0, 0, 0]
+        claim(storage, 1, queues=("q",))
+        assert [storage.ahead(job.seq) for job in jobs] == [1, 0, 2, 3, 0]
+
     def test_standing_tells_where_unfinished_jobs_are_and_leaves_out_the_others(self, storage: Storage) -> None:
         states = [state for state in JobState if state is not JobState.READY]
         jobs = {state: bring(storage, state) for state in [*states, JobState.READY]}

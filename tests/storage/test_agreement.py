@@ -478,6 +478,7 @@ class Agreement(RuleBasedStateMachine):
         self.ask(lambda storage: storage.finished(numbers))
         for number in numbers:
             self.ask(lambda storage, number=number: rival(storage, number))
+            self.ask(lambda storage, number=number: storage.ahead(number))
 
 
 def rival(storage: Storage, number: int) -> tuple[str, Job | None] | None:

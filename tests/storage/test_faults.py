@@ -537,6 +537,7 @@ VERBS: dict[str, Verb] = {
     "remove: jobs with keys": Verb(lambda scene: scene.storage.remove(JobFilter()), with_keys),
     "turn: let follow": Verb(_end_the_followed, with_keys),
     "bring back": Verb(_bring_back, with_keys, whole=False),
+    "ahead": Verb(lambda scene: scene.storage.ahead(scene.running[-1].seq + 3)),
     "rival": Verb(lambda scene: scene.storage.rival(scene.running[-1].seq), with_keys),
     "turn: claim": Verb(lambda scene: scene.storage.turn([], ClaimRequest(scene.owner, 9), NOW)),
     "turn: promote": Verb(lambda scene: scene.storage.turn([], None, NOW + 5)),

@@ -274,6 +274,11 @@ class UniqueContract:
         desk.meet(REPLACE)
         assert desk.storage.marks() == {}
 
+    def test_nor_does_one_of_a_job_that_was_new_in_the_same_call(self, desk: Desk) -> None:
+        assert desk.storage.swap(f"{lifecycle.CANCEL_MARK}1", None, "stop")
+        desk.put(desk.new(), desk.new(REPLACE))
+        assert desk.storage.marks() == {}
+
     # ── following ────────────────────────────────────────────────────────────────────────────────────
 
     def test_a_running_job_is_followed_by_one_that_waits_for_its_end(self, desk: Desk) -> None:

@@ -1,0 +1,90 @@
+"""Gathering what is to be known of a job that does not run; what is said of it is decided in `liteq.explanation`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from liteq.engine import Engine
+from liteq.explanation import ConsumerFacts, Explanation, Facts, explain, prior_id
+from liteq.gates import gate_of
+from liteq.job import FINISHED, Job, JobState
+from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Revocation
+from liteq.limits import Holder, holders_of
+from liteq.storage.base import Owner
+
+
+def why(engine: Engine, job_id: str) -> Explanation:
+    """See `LiteQ.why`."""
+    job = engine.job(job_id)
+    while True:
+        facts = _gathered(engine, job)
+        again = engine.job(job_id)
+        if (again.state, again.claim, again.reason) == (job.state, job.claim, job.reason):
+            return explain(facts)
+        job = again  # it has moved meanwhile: what was gathered may be about two states
+
+
+def _gathered(engine: Engine, job: Job) -> Facts:
+    now = engine.clock.now()
+    if job.state in FINISHED:
+        return Facts(job, now)
+    holders, slots = _at_gate(engine, job)
+    prior = prior_id(job)
+    mark = f"{PAUSE_MARK}{job.queue}"
+    return Facts(
+        job,
+        now,
+        paused=mark in engine.storage.marks(mark),
+        revoked=_revoked(engine, job, now),
+        told=job.state is JobState.RUNNING and engine.is_told(job),
+        consumers=_consumers(engine),
+        ahead=engine.storage.ahead(job.seq) if job.state is JobState.READY else 0,
+        holders=holders,
+        slots=slots,
+        prior=None if prior is None else engine.storage.get(prior),
+    )
+
+
+def _revoked(engine: Engine, job: Job, now: float) -> Revocation | None:
+    definition = engine.tasks.get(job.task)
+    key = REVOKE_MARK + (job.task if definition is None else definition.name)
+    value = engine.storage.marks(key).get(key)
+    found = None if value is None else Revocation.loads(value)
+    return None if found is None or (found.until is not None and found.until <= now) else found
+
+
+def _consumers(engine: Engine) -> tuple[ConsumerFacts, ...]:
+    running = Counter(one.owner for one in engine.storage.standing(()).values() if one.state is JobState.RUNNING)
+    owners = [owner for owner in engine.storage.owners() if "worker_type" in owner.info]
+    return tuple(_consumer(owner, running[owner.number]) for owner in owners)
+
+
+def _consumer(owner: Owner, running: int) -> ConsumerFacts:
+    told, queues = owner.info, owner.info.get("queues")
+    workers = told.get("workers")
+    return ConsumerFacts(
+        owner.number,
+        owner.alive,
+        told.get("pid"),
+        told.get("host"),
+        workers if isinstance(workers, int) else 1,
+        tuple(map(str, queues)) if isinstance(queues, (list, tuple, dict)) else None,
+        running,
+    )
+
+
+def _at_gate(engine: Engine, job: Job) -> tuple[tuple[str, ...], int]:
+    """Who holds what a blocked job waits for, in words, and how many may."""
+    gate = gate_of(job.reason or "") if job.state is JobState.BLOCKED else None
+    states = [] if gate is None else [one for one in engine.storage.gates.states(gate) if one.name == gate]
+    if not states:
+        return (), 1
+    [state] = states
+    return tuple(_in_words(one) for one in holders_of(engine.storage, state)), state.slots
+
+
+def _in_words(holder: Holder) -> str:
+    if holder.job_id is not None:
+        return f"job {holder.job_id} of {holder.task}"
+    process = holder.process or {}
+    return f"process {process.get('pid')} on {process.get('host')}"
