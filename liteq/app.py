@@ -164,7 +164,9 @@ class LiteQ:
             from liteq.storage.memory import MemoryStorage
 
             engine = self._engine_on(MemoryStorage())
-            engine.runtime = replace(self._stored.runtime, storage=engine.storage)  # the same tasks and hooks
+            engine.runtime = replace(  # the same tasks and hooks
+                self._stored.runtime, storage=engine.storage, transact=engine.transact
+            )
             engine.signals = self._stored.signals
             engine.declared = self._stored.declared
             engine.announce = engine.signals.send

@@ -7,13 +7,17 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from liteq.clock import Clock
+from liteq.errors import ConfigurationError
 from liteq.instants import moment
-from liteq.job import Job, Progress
+from liteq.job import Job, Outcome, Progress
 
 if TYPE_CHECKING:
     from liteq.steps import Steps, Suspended
+    from liteq.storage.sqlite_own import JobConnection
+    from liteq.transactions import OwnTransaction
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,9 +45,20 @@ class TaskContext:
         channel: to its consumer.
         clock: the app's.
         make_steps: gives a job's steps; called at the first of them.
+        transact: opens the job's own transaction.
     """
 
-    __slots__ = ("_channel", "_clock", "_deadline", "_job", "_make_steps", "_steps", "retries_left")
+    __slots__ = (
+        "_channel",
+        "_clock",
+        "_deadline",
+        "_job",
+        "_make_steps",
+        "_steps",
+        "_transact",
+        "_transaction",
+        "retries_left",
+    )
 
     def __init__(
         self,
@@ -53,6 +68,7 @@ class TaskContext:
         channel: Channel,
         clock: Clock,
         make_steps: Callable[[Job], Steps],
+        transact: Callable[[Job], OwnTransaction],
     ) -> None:
         self._job = job
         self.retries_left = retries_left
@@ -61,6 +77,8 @@ class TaskContext:
         self._clock = clock
         self._make_steps = make_steps
         self._steps: Steps | None = None
+        self._transact = transact
+        self._transaction: OwnTransaction | None = None
 
     @property
     def id(self) -> str:
@@ -203,6 +221,58 @@ class TaskContext:
         """`wait_for` for coroutines."""
         return await self._all_steps().await_for(event, timeout)
 
+    # ── writing together with the success ────────────────────────────────────────────────────────────
+
+    def connection(self) -> JobConnection:
+        """A `sqlite3.Connection` to the queue's file: what is written on it, and what the job enqueues from here on, is
+        committed together with the job's success, and rolled back with its failure, timeout, crash or lost claim.
+
+        Nothing is locked before the first statement that writes. From there to its end the job keeps everybody else
+        from writing, so write last and quickly. Each call gives the same connection; it ends with the job.
+
+        Raises:
+            ConfigurationError: the queue is not in an SQLite file, or this is the event loop of an asyncio worker,
+                where it is `aconnection`.
+        """
+        if this_thread.is_shared:
+            raise ConfigurationError(
+                f"job {self.id}: task.connection() waits for the write lock with its first statement that writes, and "
+                "would stop the event loop on which it runs with all others; write: await task.aconnection()"
+            )
+        return self._opened().connection
+
+    async def aconnection(self) -> JobConnection:
+        """`connection` for coroutines, which takes the write lock; meanwhile the event loop goes on.
+
+        Raises:
+            ConfigurationError: the queue is not in an SQLite file.
+            StorageBusy: others hold the write lock for too long.
+        """
+        import asyncio
+
+        own = self._opened()
+        async with _turn_to_begin(asyncio.get_running_loop()):  # one waits in a thread; there are not many of those
+            await asyncio.to_thread(own.begin)
+        return own.connection
+
+    def _opened(self) -> OwnTransaction:
+        if self._transaction is None:
+            self._transaction = self._transact(self._job)
+        return self._transaction
+
+    def settle(self, outcome: Outcome) -> Outcome:
+        """The job has succeeded: commit what it has written, with its success. Called by: the worker.
+
+        Raises:
+            StorageError: nothing was committed.
+        """
+        return outcome if self._transaction is None else self._transaction.settle(outcome, self._clock.now())
+
+    def abandon(self) -> None:
+        """The job has not succeeded: roll back what it has written. Called by: the worker."""
+        if self._transaction is not None:
+            self._transaction.abandon()
+
     def __repr__(self) -> str:
         return f"<TaskContext {self.name} job={self.id} attempt={self.attempt}>"
 
@@ -210,6 +280,16 @@ class TaskContext:
 def suspension_of(context: TaskContext) -> Suspended | None:
     """Why the run that has this context is to end, though its function may not want to hear of it."""
     return None if context._steps is None else context._steps.suspended
+
+
+_turns: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _turn_to_begin(loop: Any) -> Any:
+    """The lock of an event loop under which its jobs begin to write, one at a time."""
+    from asyncio import Lock
+
+    return _turns.setdefault(loop, Lock())
 
 
 class _Thread(threading.local):

@@ -24,6 +24,7 @@ from liteq.errors import (
     JobNotFound,
     PayloadTooLarge,
     SerializationError,
+    StorageError,
     TaskFailed,
 )
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
@@ -36,6 +37,7 @@ from liteq.waiting import Waiters
 
 if TYPE_CHECKING:
     from liteq.batches import Batch, Block, Call
+    from liteq.transactions import OwnTransaction
 
 #: The values of a mark ``cancel:<seq>``: the running job is to be stopped, or only told.
 STOP, TELL = "stop", "tell"
@@ -60,6 +62,8 @@ _SIGNAL_OF_ENDING = {
 }
 
 
+#: The place of this field in an Outcome.
+_SETTLED = Outcome._fields.index("settled")
 #: The plain string: comparing with it costs a third of looking up the enum's member, once for each job.
 _SUCCEEDED = Ending.SUCCEEDED.value
 
@@ -111,11 +115,12 @@ class Engine:
         self.immediate = False
         self.result_ttl: float | None = None
         self.failed_ttl: float | None = None
-        self.runtime = Runtime({}, serializer, storage, clock, timezone, _report_hook)
+        self.runtime = Runtime({}, serializer, storage, clock, timezone, _report_hook, self.transact)
         self.signals = S.Signals(_report_receiver)
         self.announce: Callable[[str, Job, TaskFailed | None], None] = self.signals.send
         self.declared = Declarations()
         self._batch: ContextVar[Batch | None] = ContextVar("liteq_batch", default=None)
+        self._own: ContextVar[OwnTransaction | None] = ContextVar("liteq_own", default=None)
 
     # ── the registry ─────────────────────────────────────────────────────────────────────────────────
 
@@ -161,12 +166,31 @@ class Engine:
         submitted = [lifecycle.submit(job, job.created) for job in jobs]
         if connection is not None and not self.immediate:
             return self.storage.add(submitted, connection)  # whether it is ever committed only the caller knows
+        own = self._own.get()
+        if own is not None and own.is_open:
+            return own.add(submitted)
         stored = self.storage.add(submitted)
         if self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED):
             for position, job in enumerate(stored):
                 if position not in stored.known:
-                    self.announce(S.SCHEDULED if job.state is JobState.SCHEDULED else S.ENQUEUED, job, None)
+                    self._announce_enqueued(job)
         return stored
+
+    def _announce_enqueued(self, job: Job) -> None:
+        self.announce(S.SCHEDULED if job.state is JobState.SCHEDULED else S.ENQUEUED, job, None)
+
+    def transact(self, job: Job) -> OwnTransaction:
+        """Open a running job's own transaction; what is enqueued in this context from here on is stored in it.
+
+        Raises:
+            ConfigurationError: the storage has no such thing.
+        """
+        from liteq.transactions import OwnTransaction
+
+        heard = self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED)
+        own = OwnTransaction(self.storage, job, self._announce_enqueued if heard else None)
+        self._own.set(own)
+        return own
 
     def batch(self, connection: object = None) -> Block:
         """Everything enqueued inside is stored in one transaction at the end, or not at all if the block raises.
@@ -211,10 +235,12 @@ class Engine:
             StorageError: nothing happened; call again with the same and more.
         """
         now = self.clock.now()
-        succeeded = [one for one in ended if one[1][2] == _SUCCEEDED]
-        others = ended if not succeeded else [one for one in ended if one[1][2] != _SUCCEEDED]
+        succeeded = [one for one in ended if one[1][2] == _SUCCEEDED and not one[1][_SETTLED]]
+        others = [] if len(succeeded) == len(ended) else [one for one in ended if one[1][2] != _SUCCEEDED]
         successes = [lifecycle.succeed(job, outcome) for job, outcome in succeeded]
         transitions = [self._decided(one, now, one.job.seq in cancelled) for one in others]
+        for job, outcome in others:  # it may still run, though it was given up, and keep others from writing
+            self.storage.end_transaction(job, f"it has ended: {outcome.ending}")
         decided = len(transitions)
         transitions += [transition for _, transition in refused]
         transitions += [
@@ -225,6 +251,8 @@ class Engine:
         turn = self.storage.turn(transitions, request, now, progress, successes)
         # It is committed: from here on nothing may fail, or the claimed jobs would be lost on the way.
         self._announce_succeeded(succeeded, successes, turn.lost)
+        if len(succeeded) + len(others) < len(ended):
+            self._announce_settled([one for one in ended if one[1][2] == _SUCCEEDED and one[1][_SETTLED]])
         for one, transition, applied in zip(others, transitions, turn.applied, strict=False):
             self._announce_ended(one, transition, applied)
         again = self._announce_refused(refused, turn.applied[decided:])
@@ -277,12 +305,35 @@ class Engine:
             for one, success in zip(ended, successes, strict=True):
                 self._announce_ended(one, success.transition(), success.seq not in lost)
 
+    def _announce_settled(self, ended: Sequence[Ended]) -> None:
+        """These have stored their success themselves."""
+        self._announce_succeeded(ended, [lifecycle.succeed(job, outcome) for job, outcome in ended], ())
+
+    def _announce_lost(self, ended: Ended) -> None:
+        """An outcome does not hold: somebody else has the job, or it had stored its success before its worker died."""
+        from liteq import logs
+
+        job, outcome = ended
+        stored = None if outcome.ending == Ending.SUCCEEDED else self._look(job)
+        if stored is None or stored.state is not JobState.SUCCEEDED or stored.claim != job.claim:
+            logs.lost_claim(job, outcome)
+            return
+        started, finished = stored.started or outcome.started, stored.finished or outcome.finished
+        success = Outcome(job.seq, job.claim, Ending.SUCCEEDED, started, finished, stored.result)
+        self._announce_settled([Ended(job, success)])
+
+    def _look(self, job: Job) -> Job | None:
+        try:
+            return self.storage.get(job.id)
+        except StorageError:  # the round is committed: its other outcomes have to be announced all the same
+            return None
+
     def _announce_ended(self, ended: Ended, transition: Transition, applied: bool) -> None:
         from liteq import logs
 
         job, outcome = ended
         if not applied:
-            logs.lost_claim(job, outcome)
+            self._announce_lost(ended)
             return
         if transition.target is JobState.SUCCEEDED:
             if logs.wanted(logs.INFO):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from liteq.middleware import Layer
     from liteq.steps import Steps, Suspended
+    from liteq.transactions import OwnTransaction
 
 #: What is kept of a message and of a traceback, in characters.
 LONGEST_MESSAGE = 4_000
@@ -112,6 +113,7 @@ class Runtime:
         timezone: in which naive datetimes are read.
         before, after: the pre_execute and post_execute hooks.
         report: called with (what failed, job, error) when a hook raises.
+        transact: opens a running job's own transaction.
         limited: what jobs of a task need before they may run, by stored name; tasks that need nothing are not in it.
         around_enqueue, around_execute: the middleware, the outermost first.
         on_startup, on_shutdown: called once in each process that runs jobs.
@@ -124,6 +126,7 @@ class Runtime:
     clock: Clock
     timezone: tzinfo
     report: Report
+    transact: Callable[[Job], OwnTransaction]
     before: list[Callable[[Job], Any]] = field(default_factory=list)
     after: list[Callable[[Job, Any, BaseException | None], Any]] = field(default_factory=list)
     limited: dict[str, NeedsOf] = field(default_factory=dict)
@@ -157,24 +160,30 @@ def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) ->
     if definition is None:
         return Outcome(job.seq, job.claim, Ending.UNKNOWN, started, started)
     options = definition.for_job(job)
+    own = _context(job, options, runtime, channel) if options.context else None
     try:
-        value = _run(job, definition, options, runtime, channel, deadline)
+        value = _run(job, definition, options, runtime, own, deadline)
         result = None if value is None or not options.store_result else runtime.serializer.dumps(value)
         if result is not None and len(result) > runtime.max_payload:
             raise PayloadTooLarge(
                 f"what {job.task} returned is too large to be stored", len(result), runtime.max_payload
             )
+        # Not through the constructor, which costs three times as much.
+        ended = (job.seq, job.claim, _SUCCEEDED, started, runtime.clock.now(), result, *_NO_ERROR)
+        outcome: Outcome = tuple.__new__(Outcome, ended)
+        return outcome if own is None else own.settle(outcome)
     except BaseException as error:
+        if not isinstance(error, deadline.passes_on):
+            deadline.stop()  # again: a deadline that came while it was being stopped has left it half done
+        if own is not None:
+            own.abandon()
         if isinstance(error, deadline.passes_on):
             raise
-        deadline.stop()  # again: a deadline that came while it was being stopped has left it half done
         return _failed(job, options, runtime, started, error, deadline.interrupted)
-    # Not through the constructor, which costs three times as much.
-    return tuple.__new__(Outcome, (job.seq, job.claim, _SUCCEEDED, started, runtime.clock.now(), result, *_NO_ERROR))
 
 
 def _run(
-    job: Job, definition: Definition, options: Options, runtime: Runtime, channel: Channel, deadline: Deadline
+    job: Job, definition: Definition, options: Options, runtime: Runtime, own: TaskContext | None, deadline: Deadline
 ) -> Any:
     """The body between its hooks."""
     args, kwargs = _arguments(job, runtime.serializer)
@@ -182,8 +191,8 @@ def _run(
     context = contextvars.copy_context()
     if runtime.around_execute:
         function = _wrapped(job, definition, args, kwargs, runtime, context)
-    if options.context:
-        kwargs["task"] = _context(job, options, runtime, channel)
+    if own is not None:
+        kwargs["task"] = own
     context.run(current_job.set, job)
     if runtime.before:
         _before(job, runtime)
@@ -201,8 +210,8 @@ def _run(
                 value = context.run(function, *args, **kwargs)
         finally:
             deadline.stop()
-        if options.context:
-            _hold_suspended(kwargs["task"])
+        if own is not None:
+            _hold_suspended(own)
     except BaseException as raised:
         error = raised
         raise
@@ -223,29 +232,33 @@ async def execute_async(job: Job, runtime: Runtime, channel: Channel, deadline: 
     if definition is None:
         return Outcome(job.seq, job.claim, Ending.UNKNOWN, started, started)
     options = definition.for_job(job)
+    own = _context(job, options, runtime, channel) if options.context else None
     try:
-        value = await _run_async(job, definition, options, runtime, channel, deadline)
+        value = await _run_async(job, definition, options, runtime, own, deadline)
         result = None if value is None or not options.store_result else runtime.serializer.dumps(value)
         if result is not None and len(result) > runtime.max_payload:
             raise PayloadTooLarge(
                 f"what {job.task} returned is too large to be stored", len(result), runtime.max_payload
             )
+        outcome = Outcome(job.seq, job.claim, _SUCCEEDED, started, runtime.clock.now(), result)
+        return outcome if own is None else own.settle(outcome)
     except BaseException as error:  # noqa: BLE001 - as in `execute`
         deadline.stop()
+        if own is not None:
+            own.abandon()
         return _failed(job, options, runtime, started, error, deadline.interrupted)
-    return Outcome(job.seq, job.claim, _SUCCEEDED, started, runtime.clock.now(), result)
 
 
 async def _run_async(
-    job: Job, definition: Definition, options: Options, runtime: Runtime, channel: Channel, deadline: Deadline
+    job: Job, definition: Definition, options: Options, runtime: Runtime, own: TaskContext | None, deadline: Deadline
 ) -> Any:
     """The body between its hooks. The context is this asyncio task's own already."""
     args, kwargs = _arguments(job, runtime.serializer)
     function = definition.function
     if runtime.around_execute:
         function = _wrapped(job, definition, args, kwargs, runtime)
-    if options.context:
-        kwargs["task"] = _context(job, options, runtime, channel)
+    if own is not None:
+        kwargs["task"] = own
     current_job.set(job)
     if runtime.before:
         _before(job, runtime)
@@ -257,8 +270,8 @@ async def _run_async(
             value = await _timed(function(*args, **kwargs), options.timeout, deadline)
         finally:
             deadline.stop()
-        if options.context:
-            _hold_suspended(kwargs["task"])
+        if own is not None:
+            _hold_suspended(own)
     except BaseException as raised:
         error = raised
         raise
@@ -283,7 +296,7 @@ def _context(job: Job, options: Options, runtime: Runtime, channel: Channel) -> 
     failures = job.attempt - job.base - job.crashes - 1
     ends = None if options.timeout is None else runtime.clock.monotonic() + options.timeout
     left = max(0, options.policy.retries - failures)
-    return TaskContext(job, left, ends, channel, runtime.clock, runtime.steps)
+    return TaskContext(job, left, ends, channel, runtime.clock, runtime.steps, runtime.transact)
 
 
 def _hold_suspended(context: TaskContext) -> None:

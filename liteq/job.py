@@ -234,7 +234,8 @@ class Outcome(NamedTuple):
 
     ``delay`` is what the task asked for with Retry or Snooze, in seconds; ``retryable`` is False when ``retry_on`` or
     ``give_up_on`` forbid another attempt; ``death`` is only known to whoever found the worker dead. One that was
-    suspended goes on after ``delay``, or when the event comes that it ``awaits``, if it awaits one.
+    suspended goes on after ``delay``, or when the event comes that it ``awaits``, if it awaits one. ``settled``
+    marks a success that the worker has stored itself, with what the job has written (`TaskContext.connection`).
     """
 
     seq: int
@@ -251,6 +252,7 @@ class Outcome(NamedTuple):
     details: str = ""
     death: Death | None = None
     awaits: str | None = None
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from liteq.errors import ConfigurationError, StorageError
 from liteq.gates import Needs
@@ -127,6 +127,51 @@ class Owner(NamedTuple):
     alive: bool
 
 
+class Transaction(ABC):
+    """What one running job writes together with its success; see `Storage.transaction`."""
+
+    @property
+    @abstractmethod
+    def connection(self) -> Any:
+        """The job's own connection, for the job to write on."""
+
+    @property
+    @abstractmethod
+    def has_begun(self) -> bool:
+        """Whether anything was written."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Take the write lock, which is kept until the end, unless the job holds it already. May wait; from any thread.
+
+        Raises:
+            StorageBusy: others hold it for too long. StorageError: it was ended by somebody else.
+        """
+
+    @abstractmethod
+    def add(self, jobs: Sequence[Job]) -> Added:
+        """`Storage.add`, in this transaction."""
+
+    @abstractmethod
+    def settle(self, success: Success, now: float) -> bool:
+        """Settle the job as `Storage.turn` does, and commit both.
+
+        Returns:
+            False if the job was not running by this claim any more: then all is rolled back.
+
+        Raises:
+            StorageError: all is rolled back.
+        """
+
+    @abstractmethod
+    def abandon(self, why: str) -> None:
+        """Roll back and end, unless it has ended. Idempotent; from any thread.
+
+        Args:
+            why: for whoever uses it afterwards.
+        """
+
+
 def refuse_connection(connection: object, location: str) -> None:
     """For storages that are no SQLite file.
 
@@ -214,6 +259,24 @@ class Storage(ABC):
     def apply(self, transitions: Sequence[Transition], now: float) -> list[bool]:
         """The first half of `turn` (it promotes too): for revoke, requeue, release and the like."""
         return self.turn(transitions, None, now).applied
+
+    def transaction(self, job: Job) -> Transaction:
+        """A transaction for what a running job writes to the storage's own file, to be committed with its success.
+
+        Raises:
+            ConfigurationError: this storage has no such thing.
+        """
+        raise ConfigurationError(
+            f"task.connection() is for a queue in an SQLite file, and this one is in {self.location} (so it is in "
+            "immediate mode); test such a task with a consumer, for example `with app.run_in_background():`"
+        )
+
+    def end_transaction(self, job: Job, why: str) -> None:
+        """End the `transaction` of a job, if it has one in this process: its outcome is known, and is no success.
+
+        Called by: the dispatcher, which does not know whether what it has given up still runs.
+        """
+        return
 
     @abstractmethod
     def get(self, job_id: str) -> Job | None:

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from liteq.errors import StorageBusy, StorageUnusable
 from liteq.job import FINISHED, Death, Job, JobFilter, JobState, Progress
@@ -31,6 +31,7 @@ from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Rival, Standing
 from liteq.storage.locks import Election, Slot, is_dead
 from liteq.storage.sqlite_connection import Connections, Durability
 from liteq.storage.sqlite_guest import Caller
+from liteq.storage.sqlite_own import JobConnection, JobTransaction
 from liteq.unique import Unique
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class SqliteStorage(Storage):
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
+        if isinstance(connection, JobConnection) and connection.transaction.path == self.path:
+            return cast(Added, connection.transaction.add(jobs))
         if connection is not None:
             caller = Caller(connection, self.path)
             self._connections.open_beside_a_transaction()
@@ -104,6 +107,15 @@ class SqliteStorage(Storage):
         if any(job.id or job.unique for job in jobs):
             return self._connections.write(lambda connection: _add_each(connection, jobs))
         return Added(self._connections.write(lambda connection: _add_many(connection, jobs)) if jobs else ())
+
+    def transaction(self, job: Job) -> JobTransaction:
+        def settle(connection: sqlite3.Connection, success: Success, now: float) -> bool:
+            return not _turn(connection, (), None, now, None, (success,), moves.settle_singly).lost
+
+        return JobTransaction(self._connections, job.id, (job.seq, job.claim), _added, settle)
+
+    def end_transaction(self, job: Job, why: str) -> None:
+        self._connections.abandon_job((job.seq, job.claim), why)
 
     def turn(
         self,

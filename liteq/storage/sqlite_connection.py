@@ -11,13 +11,14 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 from liteq.clock import SystemClock
 from liteq.errors import StorageBusy, StorageError, StorageUnusable
@@ -29,6 +30,7 @@ from liteq.storage.shelter import here, sheltered
 from liteq.storage.sqlite_holder import holder, waits_for_itself
 
 T = TypeVar("T")
+C = TypeVar("C", bound=sqlite3.Connection)
 Durability = Literal["full", "normal"]
 
 #: Frames after which a writer without a consumer checkpoints by itself (32 MiB); consumers do it sooner (`checkpoint`).
@@ -41,6 +43,8 @@ BUSY_SLICE = 0.5
 #: Seconds between two tries where SQLite refuses at once instead of waiting.
 BUSY_PAUSE = 0.005
 MAX_IDLE_READERS = 4
+#: Seconds for which a fork waits for jobs of other threads that have a connection of their own.
+JOBS_PATIENCE = 10.0
 #: Seconds for which the file is taken to be in place without looking.
 TRUST = 0.05
 #: The same for who only reads. An idle consumer asks something every few seconds, and so notices within half a minute.
@@ -51,6 +55,19 @@ _UNUSABLE: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLIT
 
 #: Connections that belong to a file that is gone. They are not closed while other threads may be using them.
 _abandoned: list[sqlite3.Connection] = []
+
+
+class OfAJob(Protocol):
+    """A running job's own transaction; see `liteq.storage.sqlite_own`."""
+
+    job: str
+    key: tuple[int, int]
+    thread: int
+
+    @property
+    def has_begun(self) -> bool: ...
+
+    def abandon(self, why: str) -> None: ...
 
 
 class Connections:
@@ -93,6 +110,8 @@ class Connections:
         self._closing = False
         #: Who reads, by thread.
         self._readers_lent: list[int] = []
+        #: Transactions of running jobs, each on a connection of its own.
+        self._of_jobs: list[OfAJob] = []
         self._forget_all()
         _all_files.add(self)
 
@@ -150,6 +169,8 @@ class Connections:
         tries = 0
         while True:
             tries += 1
+            if self._of_jobs:
+                self._refuse_to_wait_for_own_job()
             self.writer()
             try:
                 shelter = here.shelter
@@ -164,6 +185,7 @@ class Connections:
                     raise self.translated(error, tries) from error
                 if tries == 1:
                     self._refuse_to_wait_for_itself()
+                self.wait_for_other_jobs(None)
 
     def _refuse_to_wait_for_itself(self) -> None:
         """Looked for after the first wait in vain, as it takes some milliseconds.
@@ -178,11 +200,119 @@ class Connections:
                 "connection: app.enqueue(task.s(…), connection=…), or app.batch(connection=…)"
             )
 
+    # ── running jobs' own transactions ───────────────────────────────────────────────────────────────
+
+    @property
+    def attempts(self) -> int:
+        """How often BUSY_SLICE seconds are waited for the write lock."""
+        return self._attempts
+
+    def connect_for_a_job(self, factory: type[C]) -> C:
+        """A connection that is not one of ours: a job makes of it what it likes. Nothing is cached, so that each of its
+        statements is prepared, and seen, anew."""
+        self.writer()
+        try:
+            connection = sqlite3.connect(
+                self.path.as_uri() + "?mode=rw",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=BUSY_SLICE,
+                cached_statements=0,
+                factory=factory,
+            )
+            sqlite3.Cursor(connection).execute(f"PRAGMA synchronous = {self._synchronous}")
+            sqlite3.Cursor(connection).execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+        return connection
+
+    def remember_job(self, one: OfAJob) -> None:
+        self._of_jobs.append(one)
+
+    def forget_job(self, one: OfAJob) -> None:
+        with contextlib.suppress(ValueError):  # that was done already
+            self._of_jobs.remove(one)
+
+    def abandon_job(self, key: tuple[int, int], why: str) -> None:
+        """Roll back what a job has written, from any thread: its outcome is known, and is no success."""
+        for one in self._of_jobs[:]:
+            if one.key == key:
+                one.abandon(why)
+
+    def begin_for_a_job(self, begin: Callable[[], None]) -> bool:
+        """One try to have a job begin to write, in turn; False if others hold the write lock."""
+        self.writer()
+        try:
+            with self._writing:
+                self._leave_turnstile()
+                with self.turnstile:
+                    begin()
+        except sqlite3.Error as error:
+            if _code(error) not in _BUSY:
+                raise self.translated(error) from error
+            return False
+        return True
+
+    def commit_for_a_job(self, commit: Callable[[], None]) -> None:
+        """Commit what a job has written, so that whoever waits for its result sees it.
+
+        A waiting caller looks after he has passed the turnstile, in which writers are until their commit is visible.
+        The job is not in it, as it may have written long ago; if another one is, who waits for the job's lock, there
+        has to be another write afterwards, to wake those who have looked too early.
+        """
+        self._leave_turnstile()
+        try:
+            self.turnstile.acquire(timeout=0)
+        except StorageBusy:
+            commit()
+            with contextlib.suppress(StorageError):  # then they look a second later
+                self.write(_ring, patient=False)
+            return
+        try:
+            commit()
+        finally:
+            self.turnstile.release()
+
+    def wait_for_other_jobs(self, but: OfAJob | None) -> None:
+        """Give the jobs of this process that hold the write lock time to end, unless there is none: on greenlets they
+        get none while we are inside SQLite."""
+        if any(one is not but and one.has_begun for one in self._of_jobs[:]):
+            SystemClock.sleep(BUSY_PAUSE)
+
+    def _refuse_to_wait_for_own_job(self) -> None:
+        here = threading.get_ident()
+        for one in self._of_jobs[:]:
+            if one.thread == here and one.has_begun:
+                raise StorageBusy(
+                    f"job {one.job} has written through task.connection() and holds the write lock until it ends, and "
+                    "this thread would wait for it for ever; nothing was stored. Do this before the job writes there. "
+                    "(On an event loop, where it may be another job's, await what liteq has for coroutines)"
+                )
+
+    def _abandon_jobs(self) -> None:
+        """Before a fork, or when all is closed. Other threads' jobs get some time to end."""
+        until = SystemClock.monotonic() + JOBS_PATIENCE
+        here = threading.get_ident()
+        while self._of_jobs and SystemClock.monotonic() < until:
+            for one in self._of_jobs[:]:
+                if one.thread == here:
+                    one.abandon("the process was forked, or the storage closed, while it was open")
+            if self._of_jobs:
+                SystemClock.sleep(BUSY_PAUSE)
+        for one in self._of_jobs[:]:
+            one.abandon("the process was forked, or the storage closed, while it was open")
+
+    def _leave_turnstile(self) -> None:
+        if self.turnstile.is_taken and self.turnstile.is_mine():  # a Ctrl-C has struck this thread on its way out
+            self.turnstile.release()
+
+    # ── one turn ─────────────────────────────────────────────────────────────────────────────────────
+
     def _try(self, transaction: Callable[[sqlite3.Connection], T]) -> tuple[bool, T | None]:
         """What a transaction returned; not done: a fork has closed the connection meanwhile."""
         with self._writing:
-            if self.turnstile.is_taken and self.turnstile.is_mine():  # a Ctrl-C has struck this thread on its way out
-                self.turnstile.release()
+            self._leave_turnstile()
             with self.turnstile:
                 if self._writer is None:
                     return False, None
@@ -456,6 +586,8 @@ class Connections:
 
     def _close_all(self) -> None:
         """Wait until nobody uses a connection, close them all, and let nobody open one until `_let_use`."""
+        if self._of_jobs:
+            self._abandon_jobs()
         self._opening.acquire()
         self._writing.acquire()
         self._reading.acquire()
@@ -482,6 +614,13 @@ class Connections:
             return "this program itself, on a connection of its own (app.enqueue(…, connection=…) takes it),"
         return f"another program (process {pid})" if pid else "another program"
 
+    def busy(self, tries: int) -> StorageBusy:
+        """What to raise after so many waits in vain."""
+        waited = tries * BUSY_SLICE
+        return StorageBusy(
+            f"{self.path}: {self._culprit()} has held the write lock for {waited:g} s; nothing was stored"
+        )
+
     def translated(self, error: sqlite3.Error, tries: int | None = None) -> StorageError:
         """The StorageError that says to a user what ``error`` says to a programmer.
 
@@ -491,10 +630,7 @@ class Connections:
         """
         code = _code(error)
         if code in _BUSY:
-            waited = (tries or self._attempts) * BUSY_SLICE
-            return StorageBusy(
-                f"{self.path}: {self._culprit()} has held the write lock for {waited:g} s; nothing was stored"
-            )
+            return self.busy(tries or self._attempts)
         if code == sqlite3.SQLITE_FULL:
             return StorageError(f"{self.path}: the disk is full; nothing was stored")
         if code == sqlite3.SQLITE_NOTADB:
@@ -502,6 +638,11 @@ class Connections:
         if code in _UNUSABLE:
             return StorageUnusable(f"{self.path} cannot be used: {error}")
         return StorageError(f"{self.path}: {error}; nothing was stored")
+
+
+def _ring(connection: sqlite3.Connection) -> None:
+    """Write something that says nothing, for those who wait for a write."""
+    connection.execute("INSERT OR REPLACE INTO liteq_meta VALUES ('bell', random())")
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

@@ -18,7 +18,7 @@ import sqlalchemy
 import sqlalchemy.orm
 from workbench import Program, claim, run, run_python, work
 
-from liteq import DuplicateJob, JobState, LiteQ, S, StorageBusy, StorageError, StorageUnusable, Task
+from liteq import DuplicateJob, JobState, LiteQ, S, StorageBusy, StorageError, StorageUnusable, Task, TaskContext
 from liteq.errors import ConfigurationError
 
 
@@ -177,6 +177,28 @@ def test_an_id_that_exists_is_known_committed_or_not(on_file: LiteQ, mail: Task[
     connection.commit()
     assert ids(on_file) == ["stored", "order-7"]
     assert on_file.job("stored").payload == b'[["a"],{}]'
+
+
+def test_unique_jobs_are_unique_in_a_transaction_too(on_file: LiteQ, connect: Any, path: Path) -> None:
+    @on_file.task(name="sync", unique=True)
+    def sync(user: int) -> None: ...
+
+    on_file.counts()
+    connection = connect(":memory:", isolation_level=None)
+    connection.execute("ATTACH ? AS queue", (str(path),))
+    connection.execute("BEGIN")
+    first = [on_file.enqueue(sync.s(user), connection=connection).id for user in (1, 1, 2)]
+    assert first[0] == first[1] != first[2]
+    connection.execute("ROLLBACK")
+    kept = sync(1)
+    connection.execute("BEGIN")
+    assert on_file.enqueue(sync.s(1), connection=connection).id == kept.id
+    with pytest.raises(DuplicateJob):
+        on_file.enqueue(sync.using(on_duplicate="raise").s(1), connection=connection)
+    with on_file.batch(connection=connection):
+        group = sync.map([1, 2, 2, 3])
+    connection.execute("COMMIT")
+    assert ids(on_file) == [kept.id, group[1].id, group[3].id]
 
 
 def test_a_coroutine_enqueues_on_its_own_thread(on_file: LiteQ, mail: Task[[str], str], connect: Any) -> None:
@@ -479,6 +501,68 @@ def test_another_program_that_holds_the_lock_is_named(
         with pytest.raises(StorageBusy, match=f"process {other.process.pid}" if sys.platform == "linux" else "another"):
             mail("a")
         other.tell("go")
+
+
+# ── in a job ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_job_enqueues_exists_if_it_succeeds_and_is_told_then(
+    on_file: LiteQ, mail: Task[[str], str], connect: Any, path: Path
+) -> None:
+    heard: list[str] = []
+    on_file.signal(S.ENQUEUED)(lambda signal, job, error: heard.append(job.arguments) if job.task == "mail" else None)
+
+    @on_file.task(context=True)
+    def place(fails: bool, task: TaskContext) -> None:
+        with on_file.batch():
+            mail("collected before")
+            connection = task.connection()
+        mail.map(["a", "b"])
+        with on_file.batch():
+            mail("c")
+        on_file.enqueue(mail.s("d"), connection=connection)
+        on_file.enqueue(mail.s("e"), connection=connection.cursor())
+        order(connection)
+        connection.commit()
+        with pytest.raises(RuntimeError), connection:
+            mail("forgotten by the job itself")
+            raise RuntimeError
+        assert (on_file.jobs(task="mail"), heard) == ([], [])
+        if fails:
+            raise ValueError
+
+    assert place(True).state is JobState.READY
+    assert work(on_file) == 1
+    assert (on_file.jobs(task="mail"), heard, orders(path)) == ([], [], 0)
+    place(False)
+    assert work(on_file) == 1 + 6
+    stored = ['[["collected before"],{}]', *(f'[["{one}"],{{}}]' for one in "abcde")]
+    assert [job.arguments for job in on_file.jobs(task="mail")] == stored
+    assert heard == stored[:4]  # given a connection, liteq does not know whose it is
+    assert orders(path) == 1
+
+
+def test_a_session_of_sqlalchemy_writes_together_with_a_jobs_success(
+    on_file: LiteQ, mail: Task[[str], str], connect: Any, path: Path
+) -> None:
+    @on_file.task(context=True)
+    def place(fails: bool, task: TaskContext) -> int:
+        engine = sqlalchemy.create_engine("sqlite://", creator=task.connection, poolclass=sqlalchemy.StaticPool)
+        with sqlalchemy.orm.Session(engine) as session:
+            session.add(Order(email="a@b.c"))
+            session.commit()
+            session.add(Order(email="never committed"))
+            session.flush()
+        with sqlalchemy.orm.Session(engine) as session:
+            count = len(session.scalars(sqlalchemy.select(Order)).all())
+        if fails:
+            raise ValueError(count)
+        return count
+
+    failed, result = place(True), place(False)
+    work(on_file)
+    assert failed.error.message == "1"
+    assert (result.get(), orders(path)) == (1, 1)
 
 
 # ── SQLAlchemy and Django ────────────────────────────────────────────────────────────────────────────────────────────

@@ -710,6 +710,91 @@ def news() -> str:
     return "known by now"
 
 
+# ── ones that write to the queue's own file, together with their success ────────────────────────────────
+
+
+def _keep(connection: Any, word: str) -> None:
+    connection.execute("INSERT INTO kept (word) VALUES (?)", (word,))
+
+
+@task(context=True, timeout=0.3)
+def keep_on(word: str, log: str, task: TaskContext) -> None:
+    """Write, and go on for ever."""
+    _keep(task.connection(), word)
+    note(log, "wrote")
+    while True:
+        time.sleep(0.002)
+
+
+@task(context=True, timeout=0.3)
+def keep_stubbornly(gate: str, log: str, task: TaskContext) -> None:
+    """Write, and do not let any exception end the wait."""
+    _keep(task.connection(), "stubborn")
+    note(log, "wrote")
+    while not Path(gate).exists():
+        with contextlib.suppress(BaseException):
+            time.sleep(0.002)
+    try:
+        _keep(task.connection(), "too late")
+    except OSError as error:
+        note(log, "told", error)
+
+
+@task(context=True)
+def keep_and_die(where: str, log: str, task: TaskContext) -> str:
+    """Write; the first time, die right before or right after the commit."""
+    from liteq.storage.sqlite_connection import Connections
+
+    _keep(task.connection(), f"attempt {task.attempt}")
+    note(log, "wrote")
+    if task.attempt == 1:
+        commit = Connections.commit_for_a_job
+
+        def die(self: Connections, do: Callable[[], None]) -> None:
+            if where == "after":
+                commit(self, do)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connections.commit_for_a_job = die  # type: ignore[method-assign]
+    return "kept"
+
+
+@task(context=True)
+async def akeep(word: str, task: TaskContext) -> str:
+    connection = await task.aconnection()
+    _keep(connection, f"{word} 1")
+    await asyncio.sleep(0.005)
+    _keep(connection, f"{word} 2")
+    return word
+
+
+@task(context=True, timeout=0.3)
+async def akeep_on(log: str, task: TaskContext) -> None:
+    _keep(await task.aconnection(), "never")
+    note(log, "wrote")
+    await asyncio.sleep(60)
+
+
+@task(context=True)
+async def aconnect_carelessly(task: TaskContext) -> None:
+    task.connection()
+
+
+def keep(app: LiteQ) -> Callable[..., Any]:
+    """A task that writes, enqueues another job, and fails the first time if it is told to."""
+
+    def keep(word: str, fails: bool, task: TaskContext) -> str:
+        connection = task.connection()
+        _keep(connection, f"{word} {task.attempt}")
+        other = app.tasks["workshop.echo"](word)
+        if fails and task.attempt == 1:
+            raise Unlucky(other.id)
+        return other.id
+
+    keep.__qualname__ = "keep"
+    return keep
+
+
 def build(path: str | Path, *, wise: bool = False, **options: Any) -> LiteQ:
     """An app over a file of its own, with every task of this module.
 
@@ -725,6 +810,7 @@ def build(path: str | Path, *, wise: bool = False, **options: Any) -> LiteQ:
         app.task(**chosen)(function)
     app.task(enqueue_another(app))
     app.task(app.lock_task("workshop", wait=True)(under_lock))
+    app.task(context=True, retries=1)(keep(app))
     if wise:
         app.task(news)
     app.pre_execute()(before)

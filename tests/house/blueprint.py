@@ -48,6 +48,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "workflow",
             "limits",
             "locks",
+            "transactions",
             "schedules",
             "slots",
             "waiting",

@@ -6,6 +6,7 @@ needs, so this file fails both when a promised type changes and when a wrong cal
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
@@ -246,11 +247,15 @@ def report(path: str, task: TaskContext) -> int:
     assert_type(task.attempt, int)
     assert_type(task.is_cancelled(), bool)
     assert_type(task.time_remaining(), float | None)
+    connection: sqlite3.Connection = task.connection()
+    connection.execute("INSERT INTO report VALUES (?)", (path,))
     return task.retries_left
 
 
 @app.task(context=True, retries=3)
 async def summarise(task: TaskContext, path: str) -> str:
+    connection: sqlite3.Connection = await task.aconnection()
+    connection.execute("DELETE FROM report")
     return f"{task.id}: {path}"
 
 

@@ -496,6 +496,34 @@ def _add_on_a_connection(scene: Scene) -> object:
     return None
 
 
+def _settle_in_its_own_transaction(scene: Scene) -> object:
+    """A job that holds slots writes, enqueues and succeeds, as its worker does it."""
+    job = scene.running[-1]
+    own = scene.storage.transaction(job)
+    try:
+        own.begin()
+        own.mark()
+        own.add([new(), new(id="late"), new(id="own")])
+        own.mark()
+        success = lifecycle.succeed(job, _ended(job).outcome)
+        return own.settle(success, NOW + 1) or scene.storage.get(job.id)
+    except sqlite3.Error as error:  # of the job's own statements
+        raise StorageError(str(error)) from error
+    finally:
+        own.abandon("its worker is done with it")
+
+
+def _abandon_its_own_transaction(scene: Scene) -> object:
+    job = scene.running[0]
+    own = scene.storage.transaction(job)
+    try:
+        own.add([new(id="own")])
+        scene.storage.end_transaction(job, "it failed")
+    finally:
+        own.abandon("its worker is done with it")
+    return None
+
+
 def _batch(scene: Scene) -> object:
     app = LiteQ(scene.storage)
     task = app.task(name="known")(lambda: None)
@@ -539,6 +567,8 @@ VERBS: dict[str, Verb] = {
     "bring back": Verb(_bring_back, with_keys, whole=False),
     "ahead": Verb(lambda scene: scene.storage.ahead(scene.running[-1].seq + 3)),
     "rival": Verb(lambda scene: scene.storage.rival(scene.running[-1].seq), with_keys),
+    "transaction": Verb(_settle_in_its_own_transaction, at_gates),
+    "end_transaction": Verb(_abandon_its_own_transaction),
     "turn: claim": Verb(lambda scene: scene.storage.turn([], ClaimRequest(scene.owner, 9), NOW)),
     "turn: promote": Verb(lambda scene: scene.storage.turn([], None, NOW + 5)),
     "turn: progress": Verb(_tell_progress),

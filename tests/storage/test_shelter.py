@@ -20,11 +20,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from contract import NOW, new
+from contract import NOW, new, outcome
 
 import liteq
-from liteq import gates
-from liteq.job import JobFilter
+from liteq import gates, lifecycle
+from liteq.job import Ending, JobFilter
 from liteq.storage.base import Storage
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.shelter import Shelter, _set_exception, here, in_shelter, sheltered
@@ -124,6 +124,7 @@ def assert_unharmed(storage: Storage, where: str) -> None:
     if isinstance(storage, SqliteStorage):
         connections = storage._connections
         assert connections._readers_lent == [], where
+        assert connections._of_jobs == [], where
         assert not connections._writing.locked(), where
         assert not connections.turnstile.is_taken, where
         assert not any(one.in_transaction for one in connections._all), where
@@ -132,6 +133,18 @@ def assert_unharmed(storage: Storage, where: str) -> None:
 def reopen(storage: Storage) -> None:
     storage.close()
     storage.counts()
+
+
+def write_for_a_job(storage: Storage) -> None:
+    """As a worker does whose job has lost its claim."""
+    job = new()._replace(seq=1, claim=7)
+    own = storage.transaction(job)
+    try:
+        own.connection.execute("CREATE TABLE IF NOT EXISTS note (text)")
+        own.add([new(id="known"), new()])
+        assert not own.settle(lifecycle.succeed(job, outcome(job, Ending.SUCCEEDED)), NOW)
+    finally:
+        own.abandon("its worker is done with it")
 
 
 CALLS: dict[str, Callable[[Storage], object]] = {
@@ -147,6 +160,7 @@ CALLS: dict[str, Callable[[Storage], object]] = {
     "owners": lambda storage: storage.owners(),
     "barrier": lambda storage: storage.barrier(),
     "swap": lambda storage: storage.swap("mark", None, None),
+    "transaction": write_for_a_job,
     "a lock": lambda storage: storage.gates.take(gates.lock("x", 1), NOW, owner=1, wait=True),
     "close and reopen": reopen,
 }

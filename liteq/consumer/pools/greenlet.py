@@ -284,6 +284,7 @@ class GreenletPool(Pool):
             one.killed_for = ticket.job.seq
             one.kill()
             return
+        one.send(("drop", ticket.job.seq))
         self._settle(one, ticket, self._given_up(ticket))
         if not ticket.interrupted:
             self._stuck += 1

@@ -179,6 +179,8 @@ class Hub:
                 self._tell(seq, lambda slot: setattr(slot, "cancelled", True))
             case ("interrupt", seq):
                 self._tell(seq, lambda slot: slot.is_to_end(self._call))
+            case ("drop", seq):
+                self._tell(seq, lambda slot: self._call(slot.drop))
             case ("strike", seq):
                 self._tell(seq, self._strike)
             case ("stop",):
@@ -301,6 +303,10 @@ class HubSlot:
         finally:
             self.body_runs = False
         return Outcome(self.job.seq, self.job.claim, Ending.INTERRUPTED, started, clock.now())
+
+    def drop(self) -> None:
+        """It was given up: it may run on, but not keep others from writing to the queue's file."""
+        self._hub.runtime.storage.end_transaction(self.job, "the job was given up")
 
     # ── Deadline, called in this greenlet by `execute` ───────────────────────────────────────────────
 

@@ -1,0 +1,75 @@
+"""What a running job writes in one transaction with its success: on `task.connection()`, and by enqueuing others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from liteq import lifecycle
+from liteq.job import Job, Outcome
+from liteq.storage.base import Added, Storage
+
+if TYPE_CHECKING:
+    from liteq.storage.sqlite_own import JobConnection  # a program on memory never loads it
+
+
+class OwnTransaction:
+    """One job's.
+
+    Args:
+        storage: where the job is.
+        job: running.
+        announce: called with each new job that it has enqueued, once that is committed; ``None``: nobody wants to know.
+
+    Raises:
+        ConfigurationError: the storage has no such thing.
+    """
+
+    def __init__(self, storage: Storage, job: Job, announce: Callable[[Job], None] | None) -> None:
+        self._storage = storage
+        self._transaction = storage.transaction(job)
+        self._job = job
+        self._announce = announce
+        self._enqueued: list[Job] = []
+        self.is_open = True
+
+    @property
+    def connection(self) -> JobConnection:
+        """See `TaskContext.connection`."""
+        return self._transaction.connection  # type: ignore[no-any-return]
+
+    def begin(self) -> None:
+        """Take the write lock; it may be waited for."""
+        self._transaction.begin()
+
+    def add(self, jobs: Sequence[Job]) -> Added:
+        """Store jobs that exist if the job succeeds."""
+        added = self._transaction.add(jobs)
+        if self._announce is not None:
+            self._enqueued += [job for position, job in enumerate(added) if position not in added.known]
+        return added
+
+    def settle(self, outcome: Outcome, now: float) -> Outcome:
+        """Commit what was written, and the success with it, if anything was; else leave that to the consumer.
+
+        Returns:
+            The outcome, marked as settled if it is.
+
+        Raises:
+            StorageError: it could not be stored; nothing of it is.
+        """
+        self.is_open = False
+        if not self._transaction.has_begun:
+            self._transaction.abandon("it has ended")
+            return outcome
+        if not self._transaction.settle(lifecycle.succeed(self._job, outcome), now):
+            return outcome  # the consumer finds out in the same way, and says so
+        for job in self._enqueued:
+            if self._announce is not None and self._storage.get(job.id) is not None:  # the job may have rolled it back
+                self._announce(job)
+        return outcome._replace(settled=True)
+
+    def abandon(self) -> None:
+        """Roll back."""
+        self.is_open = False
+        self._transaction.abandon("it has ended")
