@@ -254,6 +254,8 @@ class GreenletPool(Pool):
             if now >= self._look_at:
                 self._look_at = now + ASK_EVERY
                 for one in tuple(self._hubs):
+                    self._read(one)  # the dispatcher may have waited for the storage, and the answers for it
+                for one in tuple(self._hubs):
                     self._look_after(one, now)
             dates.append(self._look_at)
         return min(dates, default=None)
