@@ -96,7 +96,7 @@ class Replica:
         return in_shelter(self._ask, question)
 
     def _ask(self, question: Callable[[Model], T]) -> T:
-        with self._lock:
+        with self._alone():
             return question(self._caught_up())
 
     def write(self, name: str, *given: Any, **named: Any) -> Any:
@@ -108,7 +108,7 @@ class Replica:
         return in_shelter(self._write, name, given, named)
 
     def _write(self, name: str, given: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-        with self._lock:
+        with self._alone():
             self._caught_up()  # what is long is read while others may write
             self._end_what_was_cut_short()
             with self.turnstile:
@@ -129,7 +129,7 @@ class Replica:
     def _add(self, jobs: Sequence[Job], more: Mapping[str, Any]) -> Added:
         if not jobs:
             return Added()
-        with self._lock:
+        with self._alone():
             if not more and all(map(is_plain, jobs)) and all(_is_new(job) for job in jobs):
                 self._open()
                 self._end_what_was_cut_short()
@@ -170,26 +170,32 @@ class Replica:
 
     def prepare(self) -> None:
         """Make sure that there is a queue."""
-        with self._lock:
+        with self._alone():
             self._open()
             self._end_what_was_cut_short()
             with self.turnstile:
                 self._enter()
 
-    def sizes(self) -> tuple[int, int]:
-        """How long the journal is, in bytes, and how much of that is state."""
-        with self._lock:
-            self.prepare()
-            assert self._journal is not None
-            return self._journal.size(), self._journal.head.state
-
     def close(self) -> None:
         """Let go of everything; the next use opens it again."""
-        with self._lock:
+        with self._alone():
             if self._journal is not None:
                 self._journal.close()
             self._forget()
             self.turnstile.close()
+
+    def _alone(self) -> threading.RLock:
+        """The lock, for one who does not hold it yet: he might find things half done.
+
+        Raises:
+            StorageError: this thread does: it is a signal's handler, or a finalizer, in the middle of another call.
+        """
+        if self._lock._is_owned():  # type: ignore[attr-defined]  # what threading.Condition asks as well
+            raise StorageError(
+                f"{self.directory}: the queue was used by a signal handler (or a finalizer) in the middle of another "
+                "call of this thread; nothing was done. Have the handler set a flag, or start a thread"
+            )
+        return self._lock
 
     # ── one verb ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -385,7 +391,7 @@ class Replica:
         The state is encoded and written while everybody goes on; only for what they have written meanwhile, which is
         copied, they wait.
         """
-        with self._lock:
+        with self._alone():
             model = self._caught_up()
             journal, heard = self._journal, self._heard
             if journal is None or not (at_once or _has_grown(journal, heard)):
@@ -395,7 +401,7 @@ class Replica:
         try:
             write_state(state, successor)
             successor.settle()
-            with self._lock:
+            with self._alone():
                 self._end_what_was_cut_short()
                 with self.turnstile:
                     if self._enter() is not journal:

@@ -33,6 +33,7 @@ from liteq.storage.file import FileStorage
 from liteq.storage.journal import HEAD, Damaged
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.replay import TABLES, Model
+from liteq.storage.watch import Change, InotifyWatch, PollingWatch
 
 #: Where files cost no disk writes.
 SHARED_MEMORY = Path("/dev/shm")
@@ -321,7 +322,7 @@ def test_a_state_is_complete(rich: FileStorage, reopen: Callable[[], FileStorage
         assert run_python(SHOW, rich.path, PYTHONHASHSEED=seed) == repr(content(rich))
     shorten(rich)
     restored = reopen()
-    assert restored._replica.sizes()[1] > HEAD
+    assert b'["state","rows",' in journal_of(rich.path).read_bytes()
     assert content(restored) == content(rich)
     of_one, of_other = (one._replica.ask(_insides) for one in (restored, rich))
     assert of_one == of_other
@@ -809,6 +810,41 @@ def test_workers_do_without_mapped_files(directory: Path, monkeypatch: pytest.Mo
         [consumer] = app.consumers()
         assert set(app.storage.begun(consumer.number) or ()) & set(range(1, 51))
     app.close()
+
+
+def test_a_signal_handler_in_the_middle_of_a_call_is_refused_and_spoils_nothing(
+    storage: FileStorage, reopen: Callable[[], FileStorage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refusals = os.pwrite, []
+
+    def interrupted(*given: Any) -> int:
+        for use in (storage.counts, lambda: storage.add([new()]), storage.close):
+            with pytest.raises(StorageError, match="in the middle of another call") as caught:
+                use()
+            refusals.append(caught.value)
+        return write(*given)
+
+    storage.counts()
+    monkeypatch.setattr(journals.os, "pwrite", interrupted)
+    add_many(storage, 2)
+    assert storage.swap("key", None, "value")
+    assert len(refusals) == 6
+    assert content(reopen()) == content(storage)
+
+
+def test_the_best_means_to_watch_a_journal_may_be_missing(
+    storage: FileStorage, reopen: Callable[[], FileStorage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "used up")
+
+    monkeypatch.setattr(InotifyWatch, "__init__", refuse)
+    monkeypatch.setattr(InotifyWatch, "__del__", lambda self: None, raising=False)
+    with storage.watch() as watch:
+        assert isinstance(watch, PollingWatch)
+        watch.changed()
+        reopen().add([new()])
+        assert watch.wait(10) & Change.DATA
 
 
 def test_memory_and_files_forget_the_same_way(directory: Path) -> None:
