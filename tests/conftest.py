@@ -29,6 +29,12 @@ hypothesis.settings.load_profile("liteq")
 # How long threads and processes that were told to stop may take to be gone: they are on their way, not left behind.
 GRACE = 5.0
 
+# Seconds within which anything happens here; most takes milliseconds, but other programs may use the machine too.
+PATIENCE = 60.0
+
+# Beyond that the tests that start many processes take the cores from each other.
+MOST_WORKERS = 8
+
 
 def pytest_configure() -> None:
     """Forgets what changes defaults here and in every child: the developer's own ``LITEQ_…`` variables (those with
@@ -47,11 +53,21 @@ def pytest_configure() -> None:
         del os.environ[name]
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker for each core, up to `MOST_WORKERS`; none where single files or tests were asked for, which take less
+    time than workers to start, and where one may want to see what is printed.
+    """
+    if all(".py" in argument for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
+
+
 class Eventually(Protocol):
     """The type of the ``eventually`` fixture."""
 
     def __call__(
-        self, condition: Callable[[], T], timeout: float = 10.0, *, message: str = "", interval: float = 0.01
+        self, condition: Callable[[], T], timeout: float = PATIENCE, *, message: str = "", interval: float = 0.01
     ) -> T: ...
 
 
@@ -59,14 +75,16 @@ class Eventually(Protocol):
 def eventually() -> Eventually:
     """Waits for something another process does, where there is no event to wait for.
 
-    Call it as ``eventually(condition, timeout=10.0, message="", interval=0.01)``: it asks ``condition()`` until the
+    Call it as ``eventually(condition, timeout=60.0, message="", interval=0.01)``: it asks ``condition()`` until the
     answer is true and returns that answer; after ``timeout`` seconds it fails the test with ``message`` and the last
     answer. An exception from ``condition`` is the test's own and is not caught.
     """
     return _eventually
 
 
-def _eventually(condition: Callable[[], T], timeout: float = 10.0, *, message: str = "", interval: float = 0.01) -> T:
+def _eventually(
+    condition: Callable[[], T], timeout: float = PATIENCE, *, message: str = "", interval: float = 0.01
+) -> T:
     deadline = time.monotonic() + timeout
     while True:
         late = time.monotonic() >= deadline  # read before asking, so that the last question is asked after the deadline

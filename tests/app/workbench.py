@@ -20,7 +20,7 @@ from liteq.storage.base import ClaimRequest
 
 ROOT = Path(liteq.__file__).parents[1]
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Silent:

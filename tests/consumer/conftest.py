@@ -67,6 +67,22 @@ def _little_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def nothing_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was claimed stays, however slow this machine is: what comes back is put in line again behind what has not
+    come back yet.
+    """
+    monkeypatch.setattr("liteq.consumer.dispatcher.GIVE_BACK_AFTER", 600.0)
+    monkeypatch.setattr("liteq.consumer.pools.child.RECALL_AFTER", 600.0)
+
+
+@pytest.fixture
+def no_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No consumer, here or in the fleet, looks for the dead from time to time: it has to be told."""
+    fleet.make_no_rounds(monkeypatch.setattr)
+    monkeypatch.setenv(fleet.NO_ROUNDS, "1")
+
+
+@pytest.fixture
 def kind() -> dict[str, Any]:
     """The consumer's options that make the kind of worker; overridden by each contract's class."""
     return {"worker_type": "thread"}

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,17 @@ from typing import Any
 import psutil
 import workshop
 
-PATIENCE = 20.0
+PATIENCE = 50.0
 HERE = Path(__file__).resolve().parent
+
+#: The environment variable with which consumers `make_no_rounds`.
+NO_ROUNDS = "FLEET_NO_ROUNDS"
+
+
+def make_no_rounds(set_attribute: Callable[[str, float], None]) -> None:
+    """Let consumers that are made from here on look for the dead, and for who may go on, only when they are told."""
+    for duty in ("RECOVER_EVERY", "UNPARK_EVERY", "LET_IN_EVERY"):
+        set_attribute(f"liteq.consumer.scheduler.{duty}", 600.0)
 
 
 class Fleet:
@@ -106,8 +115,10 @@ def main() -> None:
     """Run a consumer until TERM, INT, or the end of its burst."""
     import logging
 
-    from liteq.consumer import LogSetup
+    from liteq.consumer import LogSetup, scheduler
 
+    if NO_ROUNDS in os.environ:
+        make_no_rounds(lambda path, value: setattr(scheduler, path.rpartition(".")[2], value))
     path, log, text = sys.argv[1:]
     setup = LogSetup(level=logging.INFO, file=log)
     setup.apply()

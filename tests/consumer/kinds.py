@@ -22,7 +22,7 @@ from liteq import JobState, LiteQ, TaskExpired, TaskFailed, TaskRevoked
 from liteq.job import Ending, Job, Progress
 from liteq.lifecycle import UNKNOWN_TASK
 
-GET = 10.0  # seconds within which anything ends here; most take milliseconds
+GET = 50.0  # seconds within which anything ends here; most take milliseconds, but the machine may be busy
 
 # What a worker is given, in these tests, between being asked to stop and being given up.
 GRACE = 0.4
@@ -301,11 +301,11 @@ class KindsContract:
         self, app: LiteQ, tasks: Any, consume: Any, name: str
     ) -> None:
         with consume(app):
-            result = getattr(tasks, name)(4)
             began = time.monotonic()
+            result = getattr(tasks, name)(20)
             error = failure_of(result)
             assert tasks.add(1, 1).get(GET) == 2
-            assert time.monotonic() - began < 3.5, "it was waited for"
+            assert time.monotonic() - began < 15, "it was waited for"
         assert error.error_type == "TaskTimeout"
         assert endings(result.job()) == [Ending.TIMEOUT]
 
@@ -583,6 +583,7 @@ class KindsContract:
 
     # ── order ────────────────────────────────────────────────────────────────────────────────────────
 
+    @pytest.mark.usefixtures("nothing_given_back")
     def test_one_worker_keeps_priority_then_order(self, app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
         words = [(priority, number) for number in range(40) for priority in (0, 5, -5)]
         results = [tasks.write.using(priority=priority)(log, f"{priority}/{number}") for priority, number in words]
@@ -591,6 +592,7 @@ class KindsContract:
                 result.get(GET)
         assert lines(log) == [f"{priority}/{number}" for priority, number in sorted(words, key=lambda w: (-w[0], w[1]))]
 
+    @pytest.mark.usefixtures("nothing_given_back")
     def test_queues_come_in_the_order_of_preference(self, app: LiteQ, tasks: Any, consume: Any, log: str) -> None:
         tasks.write.using(queue="c")(log, "c")
         results = []
@@ -644,7 +646,7 @@ class KindsContract:
             eventually(lambda: len(lines(log)) == 2)
             began = time.monotonic()
             consumer.stop(at_once=at_once)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 40
         for result in results:
             job = result.job()
             assert (job.state, job.attempt, job.crashes, job.attempts) == (JobState.READY, 0, 0, ())
@@ -658,12 +660,12 @@ class KindsContract:
     def test_a_sleeping_job_does_not_hold_up_a_stop_at_once(
         self, app: LiteQ, tasks: Any, consume: Any, eventually: Any
     ) -> None:
-        result = tasks.sleep.using(timeout=60)(4)
+        result = tasks.sleep.using(timeout=60)(20)
         with consume(app) as consumer:
             eventually(lambda: result.state is JobState.RUNNING)
             began = time.monotonic()
             consumer.stop(at_once=True)
-            assert time.monotonic() - began < 3.5
+            assert time.monotonic() - began < 15
         assert result.state is JobState.READY
         assert result.job().attempt == 0
 
@@ -683,7 +685,7 @@ class KindsContract:
             tasks.add(1, 1).get(GET)
             began = time.monotonic()
             consumer.stop()
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 40
         assert app.consumers() == []
 
     def test_nothing_starts_after_a_stop(self, app: LiteQ, tasks: Any, consume: Any) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,9 +104,7 @@ def test_however_it_dies(app: LiteQ, tasks: Any, consume_logging: Any, how: str,
     with consume_logging("forkserver", workers=2):
         result = tasks.crash.using(on_crash="fail")(how)
         neighbours = tasks.echo.map([(number,) for number in range(50)])
-        began = time.monotonic()
         assert neighbours.get(GET) == list(range(50))
-        assert time.monotonic() - began < 1 + GET / 10
         assert failure_of(result).error_type == "WorkerCrashed"
     attempt = crash_of(result)
     assert attempt.details == details

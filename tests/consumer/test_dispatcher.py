@@ -19,7 +19,7 @@ from kinds import GET, failure_of
 from workshop import lines
 
 from liteq import JobState, LiteQ
-from liteq.consumer.prefetch import AHEAD, GIVE_BACK_AFTER, MOST_AHEAD, Prefetch
+from liteq.consumer.prefetch import AHEAD, MOST_AHEAD, Prefetch
 
 DURATIONS = st.lists(st.floats(0, 1e6), min_size=1, max_size=20)
 # As they come out where the wall clock jumped in between.
@@ -125,9 +125,7 @@ def test_what_was_claimed_too_early_goes_to_another_consumer(
         app.resume("default")
         eventually(lambda: lines(log) == ["began 0"])
         with consume(app):
-            began = time.monotonic()
             eventually(lambda: len(lines(log)) == 100)
-            assert time.monotonic() - began < 20 * GIVE_BACK_AFTER
             gate.touch()
             results.get(GET)
     assert [result.job().attempt for result in results] == [1] * 100

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def serve(path: Path, log: str, kind: str, source: str) -> Any:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])},
         capture_output=True,
         encoding="utf-8",
-        timeout=90,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -100,7 +99,7 @@ def serve(path: Path, log: str, kind: str, source: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_children_enqueue_wait_and_consume_while_threads_of_the_parent_use_the_queue(
-    app: LiteQ, path: Path, log: str, kind: str
+    app: LiteQ, path: Path, log: str, kind: str, eventually: Any
 ) -> None:
     told = serve(
         path,
@@ -112,8 +111,8 @@ def test_children_enqueue_wait_and_consume_while_threads_of_the_parent_use_the_q
         def child(number):
             with app.run_in_background(workers=2, worker_type=kind, app_path="workshop:app"):
                 results = tasks.write.map([(log, f"child {{number}} {{n}}") for n in range({JOBS})])
-                assert tasks.add(number, 1).get(30) == number + 1
-                results.get(30)
+                assert tasks.add(number, 1).get(60) == number + 1
+                results.get(60)
             app.close()
 
         while busy.enqueued < 20:
@@ -124,7 +123,7 @@ def test_children_enqueue_wait_and_consume_while_threads_of_the_parent_use_the_q
         with app.run_in_background(workers=2, worker_type=kind, app_path="workshop:app"):
             busy.end()
             last = tasks.write(log, "last")
-            last.get(30)
+            last.get(60)
         app.close()
         print(json.dumps([ended, busy.enqueued, busy.got]))
         """,
@@ -133,8 +132,7 @@ def test_children_enqueue_wait_and_consume_while_threads_of_the_parent_use_the_q
     assert ended == [0] * CHILDREN
     assert got == ["waited for"]
     with app.run_in_background():
-        while app.queues():
-            time.sleep(0.01)
+        eventually(lambda: not app.queues())
     expected = [f"parent {number}" for number in range(enqueued)]
     expected += [f"child {child} {number}" for child in range(CHILDREN) for number in range(JOBS)]
     assert sorted(lines(log)) == sorted([*expected, "waited for", "last"]), "nothing lost, nothing doubled"
@@ -153,28 +151,28 @@ def test_a_child_neither_stops_nor_robs_the_consumer_that_its_parent_runs(
         kind,
         """
         app.start(workers=2, worker_type=kind, app_path="workshop:app")
-        assert tasks.add(1, 1).get(30) == 2
+        assert tasks.add(1, 1).get(60) == 2
 
         heard = threading.Event()
         app.signal("enqueued")(lambda *_: heard.set())
-        tasks.add(3, 3).get(30)
+        tasks.add(3, 3).get(60)
 
         def enqueue_and_leave():
             heard.clear()
-            tasks.write(log, "from a child").get(30)
+            tasks.write(log, "from a child").get(60)
             assert heard.wait(30)
 
         def close():
-            tasks.write(log, "from a child that closes").get(30)
+            tasks.write(log, "from a child that closes").get(60)
             app.close()
 
         def stop():
             app.stop()
-            tasks.write(log, "from a child that stops").get(30)
+            tasks.write(log, "from a child that stops").get(60)
 
         def start():
             app.start(workers=1, worker_type=kind, app_path="workshop:app")
-            tasks.write(log, "from a child that starts").get(30)
+            tasks.write(log, "from a child that starts").get(60)
             app.stop()
 
         def recover():
@@ -185,7 +183,7 @@ def test_a_child_neither_stops_nor_robs_the_consumer_that_its_parent_runs(
         ended = [codes([fork(body)])[0] for body in (enqueue_and_leave, close, stop, start, recover)]
         [consumer] = app.consumers()
         assert consumer.alive and consumer.info["pid"] == os.getpid()
-        assert tasks.add(2, 2).get(30) == 4
+        assert tasks.add(2, 2).get(60) == 4
         app.stop()
         assert app.consumers() == []
         app.close()

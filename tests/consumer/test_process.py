@@ -28,8 +28,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
-#: Seconds within which a death is noticed; it takes milliseconds.
-NOTICED = 5.0
+#: Seconds within which a death is noticed; it takes milliseconds, and what is not noticed goes on for a minute.
+NOTICED = 30.0
 
 START_METHODS = [
     "forkserver",
@@ -204,7 +204,7 @@ def test_the_kill_waits_for_no_other_event(
     with consume(app):
         began = time.monotonic()
         failure_of(tasks.grind("sum", log))
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < NOTICED
 
 
 def test_a_loop_in_c_is_terminated(app: LiteQ, tasks: Any, consume: Any, log: str, eventually: Any) -> None:

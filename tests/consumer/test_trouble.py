@@ -252,7 +252,7 @@ def test_deadlines_hold_while_somebody_else_has_the_lock(
         with locked(path):
             gate.touch()
             eventually(lambda: "the storage fails" in caplog.text)
-            eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 5.0)
+            eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
         assert quick.get(GET) == "through"
         assert failure_of(stuck).error_type == "TaskTimeout"
 

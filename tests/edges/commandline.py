@@ -19,7 +19,7 @@ import liteq
 from liteq import LiteQ, Task
 
 #: Seconds after which a program that should have ended is killed, and its test fails.
-PATIENCE = 30.0
+PATIENCE = 60.0
 ROOT = Path(liteq.__file__).parents[1]
 
 #: The type of the fixture of this name.

@@ -735,13 +735,15 @@ def test_control_c_is_exit_code_130(shop: Shop, eventually: Eventually) -> None:
 def test_help_is_worth_reading_and_quick(shop: Shop, command: list[str]) -> None:
     code = (
         "import resource, subprocess, sys\n"
-        "done = subprocess.run([sys.executable, *sys.argv[1:], '--help'], capture_output=True, text=True)\n"
+        "done = subprocess.run([sys.executable, *sys.argv[1:]], capture_output=True, text=True)\n"
         "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
         "print(used.ru_utime + used.ru_stime, done.returncode, done.stdout.count('\\n'))"
     )
     shop.run(*command, "--help")  # compiles
-    answers = [shop.run("-c", code, *command).stdout.split() for _ in range(3)]
-    assert min(float(used) for used, *_ in answers) < 0.150  # what it computes: the machine has other things to do
+    answers = [shop.run("-c", code, *command, "--help").stdout.split() for _ in range(3)]
+    plain = [shop.run("-c", code, "-c", "import argparse, json, sqlite3, threading").stdout.split() for _ in range(3)]
+    # What it computes, in seconds; on a machine that has other things to do, beside a program that does nothing.
+    assert min(float(used) for used, *_ in answers) < max(0.150, 7 * min(float(used) for used, *_ in plain))
     assert all(code == "0" and int(lines) > 30 for _, code, lines in answers)
 
 

@@ -17,7 +17,7 @@ import liteq.storage.locks
 
 ROOT = Path(liteq.storage.locks.__file__).parents[2]
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 PRELUDE = """
 import fcntl, os, signal, sqlite3, sys, threading, time

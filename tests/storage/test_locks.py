@@ -89,7 +89,7 @@ class Background:
         self.done.set()
 
     def join(self) -> None:
-        assert self.done.wait(20), "the thread is still waiting"
+        assert self.done.wait(60), "the thread is still waiting"
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -950,12 +950,12 @@ def test_a_slot_is_shared_with_a_worker_of_multiprocessing(path: Path, method: s
     with ours, theirs:
         worker = context.Process(target=keep, args=(Lent(slot.fileno()), theirs))
         worker.start()
-        assert ours.poll(20)
+        assert ours.poll(60)
         assert ours.recv() == path.stat().st_ino
         slot.release(remove=False)
         assert not is_dead(path)
         ours.send("enough")
-        worker.join(20)
+        worker.join(60)
     assert worker.exitcode == 0
     worker.close()
     assert is_dead(path)
