@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from liteq.errors import StorageUnusable
+from liteq.errors import ConfigurationError, StorageUnusable
 from liteq.job import Death, Job, Progress
 from liteq.lifecycle import Success, Transition
 from liteq.storage import begun
-from liteq.storage.base import Added, ClaimRequest, Owner, Storage, Turn, refuse_connection
+from liteq.storage.base import Added, ClaimRequest, Owner, Storage, Transaction, Turn, refuse_connection
 from liteq.storage.gates import Gates
 from liteq.storage.journal import FORMAT, NAME
 from liteq.storage.locks import Election, Slot, is_dead
@@ -182,6 +182,11 @@ class FileStorage(Storage):
             raise
         self._slots[owner] = slot
         return owner
+
+    def transaction(self, job: Job) -> Transaction:
+        raise ConfigurationError(
+            f"task.connection() is for a queue in an SQLite file, LiteQ('app.db'), and this one is in {self.location}"
+        )
 
     def lock_fd(self, owner: int) -> int | None:
         slot = self._slots.get(owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import random
 import shutil
@@ -19,11 +20,11 @@ from typing import Any
 
 import pytest
 import test_faults
-from contract import NOW, StorageContract, add_many, claim, decided, new, seqs, succeed
+from contract import NOW, StorageContract, add_many, again, claim, decided, new, seqs, succeed
 from programs import ROOT, Program
 
 from liteq import JobState, LiteQ
-from liteq.errors import StorageError, StorageTooNew, StorageUnusable
+from liteq.errors import ConfigurationError, StorageError, StorageTooNew, StorageUnusable
 from liteq.job import Ending, JobFilter
 from liteq.storage import begun
 from liteq.storage import journal as journals
@@ -212,6 +213,31 @@ def test_what_is_no_journal_of_this_format_is_left_untouched(
     with closing(FileStorage(directory)) as storage, pytest.raises(kind, match=words):
         storage.counts()
     assert journal_of(directory).read_bytes() == head
+
+
+def test_a_journal_of_each_format_is_read(directory: Path) -> None:
+    """``files/journal-N.gz`` begins with a state that has something of everything in it; some verbs follow. Whoever
+    raises FORMAT adds the one that the version before wrote.
+    """
+    for version in range(1, journals.FORMAT + 1):
+        directory.mkdir()
+        file = Path(__file__).parent / "files" / f"journal-{version}.gz"
+        journal_of(directory).write_bytes(gzip.decompress(file.read_bytes()))
+        with closing(FileStorage(directory, create=False, durability="normal")) as storage:
+            counts = {state: number for state, number in storage.counts().items() if number}
+            assert (counts.pop(JobState.SCHEDULED), counts.pop(JobState.RUNNING), counts.pop(JobState.BLOCKED)) == (
+                4,
+                12,
+                3,
+            )
+            assert sum(counts.values()) == 6
+            assert len(counts) == 5
+            assert len(storage.gates.states()) == 3
+            assert {one.name for one in storage.schedules()} == {"due", "used"}
+            assert storage.marks("after") == {"after": "x"}
+            assert again(storage, storage.add([new(id="after")])[0]).payload == "ü".encode()
+            assert len(storage.dead_owners()) == 2
+        shutil.rmtree(directory)
 
 
 @pytest.mark.slow
@@ -810,6 +836,13 @@ def test_workers_do_without_mapped_files(directory: Path, monkeypatch: pytest.Mo
         [consumer] = app.consumers()
         assert set(app.storage.begun(consumer.number) or ()) & set(range(1, 51))
     app.close()
+
+
+def test_what_needs_an_sqlite_file_is_refused(storage: FileStorage) -> None:
+    with pytest.raises(ConfigurationError, match="is for a queue in an SQLite file"):
+        storage.add([new()], connection=object())
+    with pytest.raises(ConfigurationError, match=r"task\.connection\(\) is for a queue in an SQLite file.*LiteQ"):
+        storage.transaction(storage.add([new()])[0])
 
 
 def test_a_signal_handler_in_the_middle_of_a_call_is_refused_and_spoils_nothing(
