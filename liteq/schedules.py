@@ -156,17 +156,7 @@ class Schedules:
         )
         new = _begun(template, engine.clock.now())
         _require_due(new, new.slot)
-        while not engine.storage.put_schedule(new):
-            known = engine.storage.schedules(name)
-            if known and not replace:
-                raise DuplicateSchedule(
-                    f"there is a schedule {name!r} already; update it, or replace it (replace=True, --replace)"
-                )
-            if known and known[0].declared is not None:
-                edited = new._replace(declared=known[0].declared, edited=True)
-                new = edited._replace(created=known[0].created, version=known[0].version)
-            elif known:
-                engine.storage.drop_schedule(name)
+        _put_new(engine, new, replace=replace)
         return self.get(name)
 
     def update(
@@ -551,6 +541,25 @@ def _aimed_after_change(standing: Schedule, wanted: Schedule, now: float) -> Sch
     if moved and not wanted.paused and not wanted.orphaned:
         _require_due(changed, changed.slot)
     return changed
+
+
+def _put_new(engine: Engine, new: Schedule, *, replace: bool) -> None:
+    """Store a schedule; one that the code declares under its name is edited by it.
+
+    Raises:
+        DuplicateSchedule: there is one of its name, and it is not to be replaced.
+    """
+    while not engine.storage.put_schedule(new):
+        known = engine.storage.schedules(new.name)
+        if known and not replace:
+            raise DuplicateSchedule(
+                f"there is a schedule {new.name!r} already; update it, or replace it (replace=True, --replace)"
+            )
+        if known and known[0].declared is not None:
+            edited = new._replace(declared=known[0].declared, edited=True)
+            new = edited._replace(created=known[0].created, version=known[0].version)
+        elif known:
+            engine.storage.drop_schedule(new.name)
 
 
 def _require_due(wanted: Schedule, slot: float | None) -> None:

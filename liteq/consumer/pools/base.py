@@ -69,9 +69,11 @@ class Pool(ABC):
     def take_back(self) -> list[Job]:
         """The jobs that no worker has been given; they are not the pool's any more."""
 
-    @abstractmethod
     def withdraw(self, seq: int) -> Job | None:
         """Take back this one job, if no worker has been given it; ``None`` otherwise."""
+        taken = self.take_back()
+        self.feed(job for job in taken if job.seq != seq)
+        return next((job for job in taken if job.seq == seq), None)
 
     @abstractmethod
     def recall(self) -> None:

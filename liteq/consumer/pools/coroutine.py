@@ -144,11 +144,6 @@ class CoroutinePool(Pool):
         self._held -= len(taken)
         return taken
 
-    def withdraw(self, seq: int) -> Job | None:
-        taken = self.take_back()
-        self.feed(job for job in taken if job.seq != seq)
-        return next((job for job in taken if job.seq == seq), None)
-
     def recall(self) -> None:
         return None  # the loop takes a job only to begin it
 

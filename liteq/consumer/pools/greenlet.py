@@ -217,14 +217,6 @@ class GreenletPool(Pool):
         self._backlog.clear()
         return taken
 
-    def withdraw(self, seq: int) -> Job | None:
-        for waiting in (self._backlog, self._suspects):
-            for job in waiting:
-                if job.seq == seq:
-                    waiting.remove(job)
-                    return job
-        return None
-
     def recall(self) -> None:
         return None  # what the process was given, it has begun
 

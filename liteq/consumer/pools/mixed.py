@@ -102,13 +102,6 @@ class MixedPool(Pool):
         self._backlog.clear()
         return taken
 
-    def withdraw(self, seq: int) -> Job | None:
-        for job in self._backlog:
-            if job.seq == seq:
-                self._backlog.remove(job)
-                return job
-        return next((found for part in self._parts if (found := part.withdraw(seq)) is not None), None)
-
     def recall(self) -> None:
         self._closed = True
         for part in self._parts:

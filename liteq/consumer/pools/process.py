@@ -219,13 +219,6 @@ class ProcessPool(Pool):
         self._backlog.clear()
         return taken
 
-    def withdraw(self, seq: int) -> Job | None:
-        for job in self._backlog:
-            if job.seq == seq:
-                self._backlog.remove(job)
-                return job
-        return None
-
     def recall(self) -> None:
         self._closed = True
         for one in self._all:

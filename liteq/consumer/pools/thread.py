@@ -110,15 +110,6 @@ class ThreadPool(Pool):
             self._held -= len(taken)
             return taken
 
-    def withdraw(self, seq: int) -> Job | None:
-        found = None
-        for job in self.take_back():
-            if job.seq == seq:
-                found = job
-            else:
-                self.feed((job,))
-        return found
-
     def recall(self) -> None:
         return None  # a thread takes a job only to begin it
 
