@@ -229,7 +229,12 @@ def read(path: Path) -> dict[int, Death] | None:
         return None
     # From the last: what has no box knows only that the job was begun, and comes behind what has one.
     remains = [_remains(data, worker) for worker in reversed(range(_workers(data)))]
-    return {one.seq: one.death for one in remains if one.seq}
+    deaths = {one.seq: one.death for one in remains if one.seq}
+    for at in _shared_boxes(data):
+        for seq, death in deaths.items():
+            if not death.log:
+                deaths[seq] = death._replace(log=_log_in(data, at, seq))
+    return deaths
 
 
 def read_worker(descriptor: int, worker: int) -> Remains | None:
@@ -272,6 +277,12 @@ def _workers(data: bytes) -> int:
 
 def _box_at(data: bytes, worker: int) -> int:
     return _FIRST + _SEQ.size * _workers(data) + _BOX * worker
+
+
+def _shared_boxes(data: bytes) -> list[int]:
+    """Where those boxes begin in which several jobs have logged."""
+    places = [_box_at(data, worker) for worker in range(_workers(data))]
+    return [at for at in places if at + _BOX <= len(data) and _SEQ.unpack_from(data, at + _SHARED)[0]]
 
 
 def _remains(data: bytes, worker: int) -> Remains:

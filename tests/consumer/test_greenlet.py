@@ -185,7 +185,7 @@ def test_a_crash_tells_what_the_job_itself_has_logged_and_used(
         assert attempt.details == "killed by SIGKILL"
         assert attempt.peak_rss is not None
         assert attempt.cpu_time is not None
-        assert attempt.cpu_time > 0.15
+        assert attempt.cpu_time > 0.15  # of four times 0.05
     assert first.cpu_time < 0.6, "what the neighbour has used before is not its own"
 
 
@@ -195,7 +195,7 @@ def test_a_job_that_is_killed_at_its_timeout_tells_the_same(app: LiteQ, tasks: A
         assert failure_of(grinding).error_type == "TaskTimeout"
     (attempt,) = grinding.job().attempts
     assert attempt.cpu_time is not None
-    assert 0.1 < attempt.cpu_time < 60
+    assert 0 < attempt.cpu_time < 60
 
 
 def test_deadlines_that_strike_within_storage_calls_lose_nothing_and_hold_nobody_up(

@@ -145,7 +145,7 @@ def test_jobs_that_share_a_box_have_each_its_own_lines(slot: tuple[Path, int]) -
     assert begun.log_of(descriptor, 0, 5) == "5\twith a tab"
     assert begun.log_of(descriptor, 0, 7) == begun.log_of(descriptor, 1, 5) == ""
     recorder.close()
-    assert begun.read(path) == {5: Death(), 6: Death(log="first\nand second")}
+    assert begun.read(path) == {5: Death(log="5\twith a tab"), 6: Death(log="first\nand second")}
 
 
 @given(st.lists(st.integers(0, 2 * begun.LOG_BYTES), max_size=12), st.integers(0, 12))
