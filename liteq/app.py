@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from liteq.findings import Finding
     from liteq.limits import Limits, LockState
     from liteq.middleware import Around, Layer
+    from liteq.rate_limits import RateLimit
     from liteq.schedule import CatchUp, Overlap
     from liteq.schedules import Schedules
     from liteq.step import Step
@@ -223,6 +224,9 @@ class LiteQ:
                 ``"replace"`` the arguments and options of a waiting one, and follow a running one (``"return"``).
             debounce: seconds (or timedelta) by which each call puts the waiting job of its key off (none).
             debounce_max: seconds (or timedelta) after the first call beyond which it is not put off any more (none).
+            rate_limit: how many of its jobs may start in a time, over all consumers: ``"10/s"``, ``"100/m"``,
+                ``"5/30s"``, ``"1000/h burst 50"``; the others are ``blocked``, and start when they may (none).
+            rate_limit_key: count them by this, a format string like ``max_running_key`` (none).
 
         Raises:
             TypeError, ConfigurationError: an option is unknown or wrong; the message names it.
@@ -765,6 +769,35 @@ class LiteQ:
         """
         return Lock(lambda: self.engine.locks, name, wait, slots, timeout)
 
+    def rate_limit(
+        self,
+        name: str,
+        limit: int,
+        per: float | timedelta,
+        retry: bool = True,
+        wait: bool = False,
+        burst: int | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> RateLimit:
+        """A rate limit over all processes of this queue, for ``with``, ``async with``, and as a decorator of a task's
+        function (below ``@app.task``). ``@app.task(rate_limit="10/s")`` is the plainer form for one task.
+
+        Args:
+            name: equal names are one limit.
+            limit: how many may pass in ``per`` seconds (or timedelta), in the long run.
+            retry: a task that raises RateLimitExceeded comes back when it may pass, and that costs no attempt.
+            wait: wait, instead of raising RateLimitExceeded. A decorated task's job then waits as a ``blocked`` job.
+            burst: how many may pass at once after a pause; ``None``: ``limit``.
+            timeout: seconds (or timedelta) for which ``with`` waits before it raises RateLimitExceeded; ``None``: as
+                long as it takes.
+
+        Raises:
+            TypeError, ConfigurationError: an argument is wrong. Passing raises RateLimitExceeded.
+        """
+        from liteq.rate_limits import RateLimit
+
+        return RateLimit(lambda: self.engine.locks, name, limit, per, retry, wait, burst, timeout)
+
     def is_locked(self, name: str) -> bool:
         """Whether nobody could take this lock now: all its slots are held by somebody who lives."""
         from liteq.limits import is_locked
@@ -789,7 +822,7 @@ class LiteQ:
 
     @property
     def limits(self) -> Limits:
-        """The ``max_running`` of tasks, to be seen and changed at run time."""
+        """The ``max_running`` and ``rate_limit`` of tasks, to be seen and changed at run time."""
         from liteq.limits import Limits
 
         return Limits(lambda: self.storage, self._stored.tasks, self._clock.now)

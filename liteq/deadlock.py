@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from liteq.clock import Clock, SystemClock
 from liteq.errors import StorageError
-from liteq.gates import PROCESS, gate_of
+from liteq.gates import PROCESS, gate_of, is_rate
 from liteq.job import Job, JobState
 from liteq.lifecycle import PAUSE_MARK, UNKNOWN_TASK
 from liteq.storage.base import Owner, Standing, Storage
@@ -187,7 +187,7 @@ def _holders(storage: Storage, reasons: Iterable[str | None]) -> dict[str, froze
     found: dict[str, frozenset[int]] = {}
     for why in reasons:
         gate = gate_of(why or "")
-        for state in storage.gates.states(gate) if gate is not None else ():
+        for state in storage.gates.states(gate) if gate is not None and not is_rate(gate) else ():
             jobs = frozenset(place.job for place in state.holders if place.job is not None)
             if why is not None and state.name == gate and len(jobs) == len(state.holders) >= state.slots:
                 found[why] = jobs

@@ -23,10 +23,11 @@ from liteq.retry import RetryDelay, retry_delay
 from liteq.unique import UNIQUE_OPTIONS, Rule, rule_of
 
 if TYPE_CHECKING:
+    from liteq.rates import Rate
     from liteq.schedule import Schedule
 
-#: Under which a job carries the value of its task's ``max_running_key``.
-LIMIT_KEY = "limit_key"
+#: Under which a job carries the value of its task's ``max_running_key``, and of its ``rate_limit_key``.
+LIMIT_KEY, RATE_KEY = "limit_key", "rate_key"
 
 #: SQLite's integers.
 _LARGEST = 1 << 63
@@ -89,6 +90,8 @@ class TaskOptions(TypedDict, total=False):
     max_crashes: int
     max_running: int
     max_running_key: str
+    rate_limit: str
+    rate_limit_key: str
     store_result: bool
     unique: bool | str | Callable[[dict[str, Any]], str] | None
     unique_for: Literal["active", "waiting"] | None
@@ -113,6 +116,8 @@ class Options:
     max_running: int | None = None
     max_running_key: str | None = None
     unique: Rule | None = None
+    rate_limit: Rate | None = None
+    rate_limit_key: str | None = None
 
 
 class Declarations:
@@ -138,7 +143,7 @@ class Definition:
         options: checked.
         is_async: the function is ``async def``.
         raw: the options as the user gave them, for overriding single ones.
-        locks: what a job needs for its whole run, besides what ``max_running`` asks for.
+        locks: what a job needs, besides what ``max_running`` and ``rate_limit`` ask for.
     """
 
     name: str
@@ -157,16 +162,27 @@ class Definition:
     @property
     def is_limited(self) -> bool:
         """Whether its jobs need anything before they may run."""
-        return bool(self.locks) or self.options.max_running is not None
+        return bool(self.locks) or self.options.max_running is not None or self.options.rate_limit is not None
 
     def needs(self, job: Job) -> tuple[Need, ...]:
-        """What a job needs before it may run."""
+        """What a job needs before it may run, in the order in which it is waited for.
+
+        A job that waits for a gate keeps those before it from others. So those come first that fewer others want: a
+        limit with a key before one without, what is the task's own before what it shares; and a token, for which one
+        waits for so many seconds, after a slot, for which one may wait for hours.
+        """
         options = self.options
-        if options.max_running is None:
-            return self.locks
-        keyed = options.max_running_key is not None and job.options is not None
-        key = json.loads(job.options or "{}").get(LIMIT_KEY) if keyed else None
-        return (gates.limit(self.name, options.max_running, key), *self.locks)
+        is_keyed = options.max_running_key is not None or options.rate_limit_key is not None
+        keys = json.loads(job.options) if is_keyed and job.options is not None else {}
+        own: tuple[Need, ...] = ()
+        if options.max_running is not None:
+            key = None if options.max_running_key is None else keys.get(LIMIT_KEY)
+            own = (gates.limit(self.name, options.max_running, key),)
+        if options.rate_limit is not None:
+            key = None if options.rate_limit_key is None else keys.get(RATE_KEY)
+            paced = gates.rate_limit(self.name, options.rate_limit, key)
+            own = (paced, *own) if options.rate_limit_key and not options.max_running_key else (*own, paced)
+        return own + self.locks
 
 
 def policy_without_task(job: Job) -> Policy:
@@ -215,7 +231,9 @@ def check_options(given: Mapping[str, Any]) -> Options:
         context=_flag(given.get("context", False), "context"),
         store_result=_flag(given.get("store_result", True), "store_result"),
         max_running=_max_running(given),
-        max_running_key=_max_running_key(given.get("max_running_key")),
+        max_running_key=_key(given, "max_running_key", "max_running"),
+        rate_limit=None if given.get("rate_limit") is None else check_rate(given["rate_limit"]),
+        rate_limit_key=_key(given, "rate_limit_key", "rate_limit"),
         unique=rule_of(given),
     )
 
@@ -247,18 +265,29 @@ def _retry(given: Mapping[str, Any]) -> RetryDelay:
 
 def _max_running(given: Mapping[str, Any]) -> int | None:
     value = given.get("max_running")
-    if value is None and given.get("max_running_key") is not None:
-        raise ConfigurationError("max_running_key says what max_running=... is counted by, and needs that option")
     return None if value is None else check_integer(value, "max_running", least=1)
 
 
-def _max_running_key(value: object) -> str | None:
+def check_rate(value: object) -> Rate:
+    """A rate that is given as text."""
+    if not isinstance(value, str):
+        raise TypeError(f"rate_limit takes a string such as '10/s', not {type(value).__name__} {value!r}")
+    from liteq.rates import parse  # few tasks have one
+
+    return parse(value)
+
+
+def _key(given: Mapping[str, Any], what: str, of: str) -> str | None:
+    """The format string by which a limit counts."""
+    value = given.get(what)
     if value is None:
         return None
+    if given.get(of) is None:
+        raise ConfigurationError(f"{what} says what {of}=... is counted by, and needs that option")
     if not isinstance(value, str):
-        raise TypeError(f"max_running_key takes a string such as '{{user_id}}', not {type(value).__name__} {value!r}")
-    if not template_fields(value, "max_running_key"):
-        raise ConfigurationError(f"max_running_key {value!r} names no argument, so all jobs would have the same key")
+        raise TypeError(f"{what} takes a string such as '{{user_id}}', not {type(value).__name__} {value!r}")
+    if not template_fields(value, what):
+        raise ConfigurationError(f"{what} {value!r} names no argument, so all jobs would have the same key")
     return value
 
 

@@ -28,6 +28,7 @@ from liteq.errors import (
     TaskFailed,
 )
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
+from liteq.gates import gate_of, is_rate
 from liteq.job import FINISHED, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Success, Transition
 from liteq.locks import Locks
@@ -85,13 +86,14 @@ class Refused(NamedTuple):
 class Round(NamedTuple):
     """What one round of settling and claiming brought: jobs to run, jobs that may not start (to be ended with the next
     round), when the next one is due, and which jobs were revoked while they run, by ``seq``: True where they are to be
-    stopped, False where they are only to be told. ``marks`` are those of the turn."""
+    stopped, False where they are only to be told. ``marks`` and ``next_token`` are those of the turn."""
 
     jobs: list[Job]
     refused: list[Refused]
     next_due: float | None
     cancelled: Mapping[int, bool]
     marks: Mapping[str, str]
+    next_token: float | None = None
 
 
 class Engine:
@@ -257,7 +259,7 @@ class Engine:
             self._announce_ended(one, transition, applied)
         again = self._announce_refused(refused, turn.applied[decided:])
         jobs, held_back = self._admitted(turn.jobs, turn.marks, now)
-        return Round(again + jobs, held_back, turn.next_due, _cancelled(turn.marks), turn.marks)
+        return Round(again + jobs, held_back, turn.next_due, _cancelled(turn.marks), turn.marks, turn.next_token)
 
     def _decided(self, ended: Ended, now: float, cancelled: bool) -> Transition:
         policy = self._policy(ended.job)
@@ -634,8 +636,8 @@ class Engine:
         close_loop()
 
     def run_until(self, job: Job, deadline: float | None) -> None:
-        """Be the consumer for a job that is due later: sleep until then and run it, and on the way there whatever is
-        due before, if ``deadline`` allows.
+        """Be the consumer for a job that is due later, or waits for a rate limit: sleep until then and run it, and on
+        the way there whatever is due before, if ``deadline`` allows.
 
         Args:
             deadline: on the app's clock, seconds since the epoch.
@@ -651,7 +653,11 @@ class Engine:
 
     def _due_of(self, job: Job) -> float | None:
         standing = self.storage.get(job.id)
-        return standing.due if standing is not None and standing.state is JobState.SCHEDULED else None
+        if standing is None:
+            return None
+        if standing.state is JobState.BLOCKED:
+            return self.storage.next_due() if is_rate(gate_of(standing.reason or "") or "") else None
+        return standing.due if standing.state is JobState.SCHEDULED else None
 
     def _execute_here(self, job: Job) -> Outcome:
         try:

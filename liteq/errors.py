@@ -24,6 +24,7 @@
     ├── TaskTimeout             (TimeoutError)  raised inside a task that ran longer than its ``timeout``
     ├── TaskLocked              (Exception)     a lock is held by others, and the caller did not want to wait
     │   └── LockTimeout         (TimeoutError)  … or not for so long
+    ├── RateLimitExceeded       (Exception)     a rate limit has no token, and the caller did not want to wait (so long)
     ├── LockReentered           (RuntimeError)  a lock was taken again by the one who holds it
     ├── TaskFailed              (Exception)     the job ended for good without success
     │   ├── TaskRevoked                         … because somebody revoked it, or it cancelled itself
@@ -367,6 +368,27 @@ class LockTimeout(TaskLocked, TimeoutError):
 
     def __reduce__(self) -> tuple[type[LockTimeout], tuple[object, ...]]:
         return type(self), (self.name, self.timeout)
+
+
+class RateLimitExceeded(LiteQError):
+    """A rate limit had no token for a caller who did not want to wait, or not for longer.
+
+    A task that raises this comes back when there is one, and that costs no attempt, unless ``retry`` is False.
+
+    Args:
+        name: the rate limit's.
+        delay: seconds until there will be a token.
+        retry: whether a task that raises this comes back.
+    """
+
+    def __init__(self, name: str, delay: float, retry: bool = True) -> None:
+        super().__init__(f"the rate limit {name!r} is exceeded; there will be room in {delay:.3g} s")
+        self.name = name
+        self.delay = delay
+        self.retry = retry
+
+    def __reduce__(self) -> tuple[type[RateLimitExceeded], tuple[object, ...]]:
+        return type(self), (self.name, self.delay, self.retry)
 
 
 class LockReentered(LiteQError, RuntimeError):

@@ -22,6 +22,7 @@ from liteq.errors import (
     EventTimeout,
     Fail,
     PayloadTooLarge,
+    RateLimitExceeded,
     Retry,
     SerializationError,
     Snooze,
@@ -432,6 +433,9 @@ def _failed(
             return _directed(outcome, error, runtime, finished)
         except (TypeError, ValueError) as problem:  # Retry("soon"): the directive itself is wrong
             error = problem
+    if isinstance(error, RateLimitExceeded) and error.retry:
+        back = outcome._replace(ending=Ending.SNOOZED, delay=max(0.0, error.delay))
+        return back._replace(error_type=type(error).__name__, message=storable(str(error))[:LONGEST_MESSAGE])
     return outcome._replace(
         ending=Ending.TIMEOUT if isinstance(error, TaskTimeout) else Ending.FAILED,
         retryable=is_retryable(error, options),

@@ -73,7 +73,8 @@ class Transition(NamedTuple):
     number, and otherwise not at all. ``record`` joins the job's history. ``consume`` names a mark that must still have
     that value and is removed with the change; ``drop_mark`` one that is removed whatever its value. ``awaits`` names
     the event that is to wake the job; if it has been sent by then, the job is ready instead. ``forget_steps`` deletes
-    what steps it has recorded.
+    what steps it has recorded. ``unbegun`` says that the claim which ends here came to nothing: a token that it took of
+    a rate limit is given back.
     """
 
     seq: int
@@ -94,6 +95,7 @@ class Transition(NamedTuple):
     forget_expiry: bool = False
     awaits: str | None = None
     forget_steps: bool = False
+    unbegun: bool = False
 
 
 class Success(NamedTuple):
@@ -312,7 +314,7 @@ def _waiting(transition: Transition, due: float, now: float) -> Transition:
 
 def _given_back(job: Job, outcome: Outcome, now: float, cancelled: bool) -> Transition:
     """The end of an attempt that does not count."""
-    back = release(job)._replace(claim=outcome.claim)
+    back = release(job)._replace(claim=outcome.claim, unbegun=False)
     if cancelled:
         reason = "revoked while it ran"
         return back._replace(target=JobState.REVOKED, finished=now, reason=reason, drop_mark=cancel_mark(job))
@@ -326,7 +328,7 @@ def _given_back(job: Job, outcome: Outcome, now: float, cancelled: bool) -> Tran
 
 
 def release(job: Job) -> Transition:
-    """Give back a claimed job that was not run to an end; the attempt is not counted."""
+    """Give back a claimed job that no worker has begun; the attempt is not counted."""
     return Transition(
         job.seq,
         JobState.RUNNING,
@@ -335,6 +337,7 @@ def release(job: Job) -> Transition:
         attempt=job.attempt - 1,
         base=job.base,
         crashes=job.crashes,
+        unbegun=True,
     )
 
 

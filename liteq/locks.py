@@ -82,7 +82,7 @@ class Locks:
 
     def __init__(self, storage: Storage, clock: Clock, name: str, freed: Callable[[], None]) -> None:
         self.storage = storage
-        self._clock = clock
+        self.clock = clock
         self._name = name
         self._freed = freed
         self._waiters = Waiters(storage, self._settled)
@@ -142,7 +142,7 @@ class Locks:
         name = need.gate.removeprefix(LOCK)
         if (need.gate, who.key) in self._held:
             raise LockReentered(name)
-        taken = self._take(need, who, wait)
+        taken = self.take(need, who, wait)
         if taken.own:
             raise LockReentered(name)
         if taken.number is None:
@@ -163,10 +163,13 @@ class Locks:
 
     def _give_up(self, need: Need, who: Caller, taken: Taken) -> None:
         self._held.pop((need.gate, who.key), None)
-        self._leave(_number(taken))
+        self.leave(_number(taken))
 
-    def _take(self, need: Need, who: Caller, wait: bool) -> Taken:
-        now = self._clock.now()
+    def take(self, need: Need, who: Caller, wait: bool) -> Taken:
+        """What the storage says to somebody who comes to a gate."""
+        if self._pid != os.getpid():
+            self._reset()
+        now = self.clock.now()
         if who.job is not None:
             return self.storage.gates.take(need, now, job=(who.job.seq, who.job.claim), wait=wait)
         taken = self.storage.gates.take(need, now, owner=self._own_number(), wait=wait)
@@ -190,7 +193,7 @@ class Locks:
         """Consumers do it too; but there may be none, and thousands of short programs that take a lock."""
         for owner in self.storage.owners():
             if not owner.alive and owner.info.get("kind") == PROCESS:
-                self.storage.gates.put_out(owner.number, self._clock.now())
+                self.storage.gates.put_out(owner.number, self.clock.now())
                 self.storage.forget(owner.number)
 
     def _refusal(self, name: str, who: Caller, *, gone: bool) -> TaskLocked:
@@ -236,17 +239,18 @@ class Locks:
 
     def _settled(self, numbers: list[int]) -> set[int]:
         # There may be no consumer who looks after the dead.
-        self.storage.gates.put_out_dead(self._clock.now())
+        self.storage.gates.put_out_dead(self.clock.now())
         return self.storage.gates.settled(numbers)
 
     def release(self, need: Need, who: Caller) -> None:
         """Give back what `acquire` took; nothing happens if it was flushed meanwhile."""
         number = self._held.pop((need.gate, who.key), None)
         if number is not None and self._pid == os.getpid():
-            self._leave(number)
+            self.leave(number)
 
-    def _leave(self, number: int) -> None:
-        self.storage.gates.leave(number, self._clock.now())
+    def leave(self, number: int) -> None:
+        """Give up a place, held or in line."""
+        self.storage.gates.leave(number, self.clock.now())
         self._freed()
 
     def has_by_claim(self, need: Need, job: Job) -> bool:
@@ -260,13 +264,13 @@ class Locks:
         self._waiters.close()
         held, self._held = self._held, {}
         for number in held.values():
-            self._leave(number)
+            self.leave(number)
         self._owner = None
 
     def flush(self, names: tuple[str, ...]) -> set[str]:
         """Take these locks (none named: all) from whoever holds them; return the names of those that were held."""
         wanted = [LOCK + name for name in names] or [state.name for state in self.storage.gates.states(LOCK)]
-        cleared = self.storage.gates.clear(wanted, self._clock.now()) if wanted else set()
+        cleared = self.storage.gates.clear(wanted, self.clock.now()) if wanted else set()
         self._freed()
         return {gate.removeprefix(LOCK) for gate in cleared}
 
@@ -277,88 +281,57 @@ def _number(taken: Taken) -> int:
 
 # ── one lock ─────────────────────────────────────────────────────────────────────────────────────────────
 
-#: The locks under which a decorated function runs in this job, though no `with` of this process took them.
+#: The gates under which a decorated function runs in this job, though no `with` of this process has come through them.
 _by_claim: ContextVar[frozenset[str]] = ContextVar("liteq_locks_by_claim", default=frozenset())
 
 
-class Lock:
-    """A lock over all processes; made by ``app.lock_task``. For ``with``, ``async with``, and as a decorator.
-
-    One object may be used again and again, and by several threads at once.
+class Passage:
+    """What locks and rate limits have in common: they decorate functions, and a job may get through by its claim.
 
     Args:
         locks: those of the app of the moment.
-        name: the lock's; equal names are one lock.
-        wait: wait for it instead of raising TaskLocked.
-        slots: how many may hold it at once.
-        timeout: seconds (or timedelta) for which a caller waits; ``None``: as long as it takes.
-
-    Raises:
-        TypeError, ConfigurationError: an argument is wrong; the message names it.
+        need: the gate.
+        name: for people.
+        wait: wait, instead of raising an error.
     """
 
-    def __init__(
-        self,
-        locks: Callable[[], Locks],
-        name: str,
-        wait: bool = False,
-        slots: int = 1,
-        timeout: float | timedelta | None = None,
-    ) -> None:
+    #: How it is written, for messages.
+    spelling = "passage"
+
+    def __init__(self, locks: Callable[[], Locks], need: Need, name: str, wait: bool) -> None:
         if not isinstance(wait, bool):
             raise TypeError(f"wait takes True or False, not {type(wait).__name__} {wait!r}")
-        if timeout is not None and not wait:
-            raise ConfigurationError("lock_task(timeout=...) is how long to wait, so it needs wait=True")
-        self.name = check_name(name, "the name of a lock")
-        self.need = gates.lock(self.name, check_integer(slots, "slots", least=1))
+        self.name = name
+        self.need = need
         self.wait = wait
-        self.timeout = None if timeout is None else positive_seconds(timeout, "timeout")
         self._locks = locks
-        self._taken: dict[Hashable, Locks] = {}
 
-    def __enter__(self) -> Lock:
-        locks, who = self._locks(), caller()
-        locks.acquire(self.need, who, wait=self.wait, timeout=self.timeout)
-        self._taken[who.key] = locks
-        return self
+    def __enter__(self) -> Any:
+        raise NotImplementedError
 
     def __exit__(self, *_exception: object) -> None:
-        who = caller()
-        self._taken_by(who).release(self.need, who)
+        raise NotImplementedError
 
-    async def __aenter__(self) -> Lock:
-        locks, who = self._locks(), caller()
-        await locks.aacquire(self.need, who, wait=self.wait, timeout=self.timeout)
-        self._taken[who.key] = locks
-        return self
+    async def __aenter__(self) -> Any:
+        raise NotImplementedError
 
     async def __aexit__(self, *_exception: object) -> None:
-        import asyncio
-
-        who = caller()
-        # Shielded: a coroutine that is cancelled while it leaves has left.
-        await asyncio.shield(asyncio.to_thread(self._taken_by(who).release, self.need, who))
-
-    def _taken_by(self, who: Caller) -> Locks:
-        locks = self._taken.pop(who.key, None)
-        if locks is None:
-            raise LookupError(f"the lock {self.name!r} was not taken by this thread or coroutine, and cannot be left")
-        return locks
+        raise NotImplementedError
 
     def __call__(self, function: F) -> F:
-        """Run the function under this lock.
+        """Run the function under this lock, or at this rate.
 
-        Below ``@app.task`` and with ``wait=True``, the job waits for the lock as a blocked job, before a worker begins
-        it; ``timeout`` does not hold for it. Without ``wait`` the job raises TaskLocked, and is retried as the task
-        says.
+        Below ``@app.task`` and with ``wait=True``, the job waits as a blocked job, before a worker begins it;
+        ``timeout`` does not hold for it. Without ``wait`` the job raises TaskLocked, and is retried as the task says;
+        or RateLimitExceeded, and comes back.
 
         Raises:
-            TypeError: this is no plain function; a task's lock goes between ``@app.task`` and the function.
+            TypeError: this is no plain function; on a task it goes between ``@app.task`` and the function.
         """
         if not callable(function) or isinstance(function, type) or hasattr(function, "call_local"):
             raise TypeError(
-                f"@app.lock_task({self.name!r}) takes a function, not {type(function).__name__}; on a task it goes "
-                "below @app.task, next to the function"
+                f"@app.{self.spelling}({self.name!r}) takes a function, not {type(function).__name__}; on a task it "
+                "goes below @app.task, next to the function"
             )
         from inspect import iscoroutinefunction
 
@@ -396,7 +369,7 @@ class Lock:
         return locked
 
     def _may_have_it_by_claim(self, job: Job | None) -> bool:
-        """Once in each job; a second time it is a re-entry, which is to be refused."""
+        """Once in each job; a second time it is a lock's re-entry, which is to be refused, or another token."""
         return job is not None and self.wait and self.need.gate not in _by_claim.get()
 
     @contextlib.contextmanager
@@ -407,10 +380,82 @@ class Lock:
         finally:
             _by_claim.reset(token)
 
+
+class Lock(Passage):
+    """A lock over all processes; made by ``app.lock_task``. For ``with``, ``async with``, and as a decorator.
+
+    One object may be used again and again, and by several threads at once.
+
+    Args:
+        locks: those of the app of the moment.
+        name: the lock's; equal names are one lock.
+        wait: wait for it instead of raising TaskLocked.
+        slots: how many may hold it at once.
+        timeout: seconds (or timedelta) for which a caller waits; ``None``: as long as it takes.
+
+    Raises:
+        TypeError, ConfigurationError: an argument is wrong; the message names it.
+    """
+
+    spelling = "lock_task"
+
+    def __init__(
+        self,
+        locks: Callable[[], Locks],
+        name: str,
+        wait: bool = False,
+        slots: int = 1,
+        timeout: float | timedelta | None = None,
+    ) -> None:
+        need = gates.lock(check_name(name, "the name of a lock"), check_integer(slots, "slots", least=1))
+        super().__init__(locks, need, name, wait)
+        self.timeout = waiting_time(timeout, wait, self.spelling)
+        self._taken: dict[Hashable, Locks] = {}
+
+    def __enter__(self) -> Lock:
+        locks, who = self._locks(), caller()
+        locks.acquire(self.need, who, wait=self.wait, timeout=self.timeout)
+        self._taken[who.key] = locks
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        who = caller()
+        self._taken_by(who).release(self.need, who)
+
+    async def __aenter__(self) -> Lock:
+        locks, who = self._locks(), caller()
+        await locks.aacquire(self.need, who, wait=self.wait, timeout=self.timeout)
+        self._taken[who.key] = locks
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        import asyncio
+
+        who = caller()
+        # Shielded: a coroutine that is cancelled while it leaves has left.
+        await asyncio.shield(asyncio.to_thread(self._taken_by(who).release, self.need, who))
+
+    def _taken_by(self, who: Caller) -> Locks:
+        locks = self._taken.pop(who.key, None)
+        if locks is None:
+            raise LookupError(f"the lock {self.name!r} was not taken by this thread or coroutine, and cannot be left")
+        return locks
+
     def __repr__(self) -> str:
         return f"<Lock {self.name!r}>"
 
 
+def waiting_time(timeout: float | timedelta | None, wait: bool, spelling: str) -> float | None:
+    """For how long to wait, in seconds; ``None``: as long as it takes.
+
+    Raises:
+        ConfigurationError: there is a timeout, and no waiting.
+    """
+    if timeout is not None and not wait:
+        raise ConfigurationError(f"{spelling}(timeout=...) is how long to wait, so it needs wait=True")
+    return None if timeout is None else positive_seconds(timeout, "timeout")
+
+
 def locks_of(function: Callable[..., Any]) -> tuple[Need, ...]:
-    """The locks that a job of this function needs before it may run."""
+    """The locks and rates that a job of this function needs before it may run."""
     return tuple(getattr(function, _LOCKS, ()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, 
 from liteq.definition import (
     LIMIT_KEY,
     PER_CALL,
+    RATE_KEY,
     CallKeywords,
     Definition,
     call_arguments,
@@ -81,7 +82,7 @@ class Task(Generic[P, R]):
         self._text = override_text(crash_rules | _overrides(call)) if crash_rules else call.text
         if call.headers:
             self._text = with_headers(self._text, call.headers)
-        self._key_of = _limit_key(definition, self._signature)
+        self._keys = _limit_keys(definition, self._signature)
         rule = _unique_rule(definition, call)
         self._unique_of = None if rule is None else _unique_of(self._name, self._signature, rule)
         self._debounce = None if rule is None else rule.debounce
@@ -210,7 +211,7 @@ class Task(Generic[P, R]):
             raise PayloadTooLarge(what, len(payload), engine.runtime.max_payload)
         now = engine.clock.now()
         due, expires = self._times(now, engine.timezone) if self._timed else (None, None)
-        text = self._text if self._key_of is None else _with_key(self._text, self._key_of(args, kwargs))
+        text = _with_keys(self._text, self._keys, args, kwargs) if self._keys else self._text
         summary = None if serializer.readable else _summary(args, kwargs)
         call = (0, self._id, self._name, _READY, self._queue, self._priority, payload, now, due, expires, text, summary)
         if self._unique_of is None:
@@ -309,18 +310,26 @@ def caller_signature(definition: Definition) -> inspect.Signature:
     return signature.replace(parameters=kept)
 
 
-def _limit_key(definition: Definition, signature: inspect.Signature) -> KeyOf | None:
-    """How a call's ``max_running_key`` is found; ``None`` where the task has none.
+def _limit_keys(definition: Definition, signature: inspect.Signature) -> dict[str, KeyOf]:
+    """How a call's ``max_running_key`` and ``rate_limit_key`` are found, by the name under which its job carries them.
 
     Raises:
         ConfigurationError: it names an argument that the function does not have.
     """
-    template = definition.options.max_running_key
-    if template is None:
-        return None
+    options = definition.options
+    if options.max_running_key is None and options.rate_limit_key is None:
+        return {}
     from liteq.keys import template_key  # few tasks have any keys
 
-    return template_key(definition.name, signature, template, "max_running_key")
+    templates = (
+        (LIMIT_KEY, "max_running_key", options.max_running_key),
+        (RATE_KEY, "rate_limit_key", options.rate_limit_key),
+    )
+    return {
+        stored: template_key(definition.name, signature, template, what)
+        for stored, what, template in templates
+        if template is not None
+    }
 
 
 def _unique_of(name: str, signature: inspect.Signature, rule: Rule) -> UniqueOf:
@@ -350,9 +359,10 @@ def _unique_rule(definition: Definition, call: CallOptions) -> Rule | None:
     return rule
 
 
-def _with_key(text: str | None, key: str) -> str:
-    """What a job carries, with its ``max_running_key``."""
-    return json.dumps({**({} if text is None else json.loads(text)), LIMIT_KEY: key}, separators=(",", ":"))
+def _with_keys(text: str | None, keys: dict[str, KeyOf], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What a job carries, with the values by which its limits count."""
+    values = {name: key(args, kwargs) for name, key in keys.items()}
+    return json.dumps({**({} if text is None else json.loads(text)), **values}, separators=(",", ":"))
 
 
 def _check_takes_context(name: str, signature: inspect.Signature) -> None:

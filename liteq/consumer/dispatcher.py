@@ -34,6 +34,8 @@ LONGEST_WAIT = 10.0
 LOOK_EVERY = 0.25
 #: Of very many jobs that ended together, the run times of about so many are looked at.
 SAMPLE = 64
+#: For how many seconds a burst waits for a rate limit to let the next job start.
+BURST_WAITS = 60.0
 #: Seconds between two tries while the storage fails: doubled from the first to the last.
 FIRST_RETRY, LAST_RETRY = 0.05, 2.0
 
@@ -87,6 +89,7 @@ class Dispatcher:
         # Whether there may be something to claim, and when there will be.
         self._look = True
         self._next_due: float | None = None
+        self._next_token: float | None = None
         self._last_end = 0.0
         self._last_look = 0.0
         self._retry_at: float | None = None
@@ -234,7 +237,7 @@ class Dispatcher:
         )
         self._ended, self._released, self._refused, self._progress = [], [], done.refused, {}
         self._last_look = now
-        self._next_due = done.next_due
+        self._next_due, self._next_token = done.next_due, done.next_token
         self._tell(done.cancelled)
         if done.marks:
             self._stacks.answer(done.marks)
@@ -299,7 +302,7 @@ class Dispatcher:
             return False
         if self._stop_asked:
             return True
-        return self._burst and not self._look and not self._is_due()
+        return self._burst and not self._look and not self._is_due() and not self._waits_for_token()
 
     def _gives_up(self) -> bool:
         """The consumer stops and the storage still fails: what it cannot write, others will find as a dead
@@ -313,6 +316,10 @@ class Dispatcher:
             message = "outcome lost with the storage; the job will run again"
             logs.say(logs.ERROR, message, job=job.id, task=job.task, ending=outcome.ending)
         return True
+
+    def _waits_for_token(self) -> bool:
+        """In a burst: whether a job waits for nothing but a rate limit, and not for long."""
+        return self._next_token is not None and self._next_token - self._clock.now() <= BURST_WAITS
 
     def _is_due(self) -> bool:
         return self._next_due is not None and self._next_due <= self._clock.now()

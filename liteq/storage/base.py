@@ -78,8 +78,9 @@ class Turn(NamedTuple):
     """What one turn did.
 
     ``applied`` answers each transition in order; ``lost`` is the ``seq`` of each success that no longer held, and was
-    dropped. ``next_due`` is when the earliest scheduled job becomes due, ``None``
-    if none is scheduled. ``marks`` holds the marks under ``revoke:``, ``cancel:`` and ``stack:``.
+    dropped. ``next_due`` is when the earliest scheduled job becomes due, or the next token comes for which one waits;
+    ``None`` if neither is so. ``next_token`` is the latter alone. ``marks`` holds the marks under ``revoke:``,
+    ``cancel:`` and ``stack:``.
     """
 
     applied: list[bool]
@@ -87,6 +88,12 @@ class Turn(NamedTuple):
     next_due: float | None
     marks: Mapping[str, str]
     lost: Set[int] = frozenset()
+    next_token: float | None = None
+
+
+def sooner(one: float | None, other: float | None) -> float | None:
+    """The earlier of two instants, of which either may not be."""
+    return other if one is None else one if other is None else min(one, other)
 
 
 class Standing(NamedTuple):
@@ -315,7 +322,8 @@ class Storage(ABC):
 
     @abstractmethod
     def next_due(self) -> float | None:
-        """When the earliest scheduled job becomes due; ``None`` if none is scheduled."""
+        """When the earliest scheduled job becomes due, or the next token comes for which somebody waits; ``None`` if
+        neither is so."""
 
     @abstractmethod
     def ahead(self, seq: int) -> int:

@@ -315,3 +315,5 @@ class FileGates(Gates):
     holds = _asked_at_gates(MemoryGates.holds)
     held_by = _asked_at_gates(MemoryGates.held_by)
     states = _asked_at_gates(MemoryGates.states)
+    level = _asked_at_gates(MemoryGates.level)
+    next_token = _asked_at_gates(MemoryGates.next_token)

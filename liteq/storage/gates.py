@@ -4,6 +4,10 @@ Jobs come to gates by `Storage.turn`: a claimed job that needs slots gets all of
 line of each; whatever a transition does to a job ends its stay at every gate, and whoever is next is let in by the same
 transaction. So the slots of a job that crashed, or whose consumer died, are free as soon as that is settled. What
 callers do, who take a lock by ``with``, is here.
+
+Where the gate has a rate, a job gets a token instead of a slot. Tokens come with time: `Storage.turn` lets in whoever
+is next once one is there, and its ``next_due`` says when that is. A token is used up when the job begins; of a job that
+was claimed and not begun (`Transition.unbegun`) it is given back.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from liteq.gates import Need
+from liteq.rates import Level, Rate
 
 
 class Taken(NamedTuple):
@@ -20,12 +25,14 @@ class Taken(NamedTuple):
 
     ``number`` is that of the place, held or in line; ``None``: it was refused. Then ``own`` says that this very job
     holds a slot of the gate already, ``gone`` that the job does not run (any more) or the owner is not registered.
+    A token that was to be had leaves no place: its number is 0. Where there was none, ``due`` is when one will be.
     """
 
     number: int | None
     held: bool = False
     own: bool = False
     gone: bool = False
+    due: float | None = None
 
 
 class Place(NamedTuple):
@@ -37,13 +44,17 @@ class Place(NamedTuple):
 
 
 class GateState(NamedTuple):
-    """A gate at which somebody is. ``slots`` is the number that holds, ``task`` as in `Need`."""
+    """A gate at which somebody is. ``slots`` is the number that holds, ``task`` as in `Need`; ``rate`` and ``level``
+    are those of a gate with tokens, where ``holders`` are the jobs that have had one and run.
+    """
 
     name: str
     slots: int
     task: str | None
     holders: tuple[Place, ...]
     waiting: int
+    rate: Rate | None = None
+    level: Level | None = None
 
 
 class Gates(ABC):
@@ -107,7 +118,7 @@ class Gates(ABC):
 
     @abstractmethod
     def wake(self, now: float, *, everywhere: bool = False) -> bool:
-        """Let in who is next wherever a kept slot has lapsed.
+        """Let in who is next wherever a kept slot has lapsed, or a token has come, or the clock was set back.
 
         Args:
             everywhere: at every gate with a line: because a limit was changed, or a queue resumed.
@@ -119,3 +130,12 @@ class Gates(ABC):
     @abstractmethod
     def states(self, prefix: str = "") -> list[GateState]:
         """The gates at which somebody is, by name; never blocks writers."""
+
+    @abstractmethod
+    def level(self, need: Need) -> Level:
+        """What is known of a gate with tokens; a full one is forgotten. Never blocks writers."""
+
+    @abstractmethod
+    def next_token(self, gate: str) -> float | None:
+        """When the next token comes at this gate, if somebody waits for it; ``None``: nobody does. Called by: waiting
+        callers, who let themselves in by `wake`, as there may be no consumer."""

@@ -39,6 +39,7 @@ from liteq.storage.base import (
     Turn,
     Unregistered,
     refuse_connection,
+    sooner,
 )
 from liteq.storage.memory_gates import House, MemoryGates
 from liteq.storage.memory_steps import Awaited, MemorySteps, Recorded, Sent
@@ -160,15 +161,17 @@ class MemoryStorage(Storage):
             self._require_registered(request)
             plan = self._plan([*(success.transition() for success in successes), *transitions])
             self._carry_out(plan)
-            self._gates.left(plan.rows, now)
+            self._gates.left(plan.rows, now, plan.unbegun)
             self._unique.ended(
                 [row.seq for row in plan.rows.values() if row.state in FINISHED],
                 lambda row: self._put(_moved(row, lifecycle.unblock(row, now))),
             )
-            written = any(plan.applied) | self._note(progress or {}) | self._promote(now)
+            written = any(plan.applied) | self._note(progress or {}) | self._promote(now) | self._gates.pour(now)
             jobs = [] if request is None else self._claim(request, now)
+            due = now if self._gates.settle(now) else self.next_due()
             lost = {one.seq for one, applied in zip(successes, plan.applied, strict=False) if not applied}
-            answer = Turn(plan.applied[len(successes) :], jobs, self.next_due(), self._current_stops(), lost)
+            token = self._gates.next_due()
+            answer = Turn(plan.applied[len(successes) :], jobs, due, self._current_stops(), lost, token)
         if written or jobs:
             self._bell.ring()
         return answer
@@ -176,7 +179,7 @@ class MemoryStorage(Storage):
     def _plan(self, transitions: Sequence[Transition]) -> Plan:
         """What the transitions lead to; changes nothing, so that a faulty one among them leaves no trace."""
         draft = Draft()
-        plan = Plan([], [], draft.rows, [], set(), draft)
+        plan = Plan([], [], draft.rows, [], set(), draft, set())
         for transition in transitions:
             row = plan.rows.get(transition.seq) or self._rows.get(transition.seq)
             if row is None or not self._holds(transition, row, plan):
@@ -188,6 +191,8 @@ class MemoryStorage(Storage):
             plan.rows[row.seq] = _moved(row, move)
             if row.state in FINISHED and transition.target not in FINISHED:
                 self._unique.bring_back(row.seq, draft)
+            if transition.unbegun:
+                plan.unbegun.add(row.seq)
             if transition.record is not None:
                 plan.records.append((row.seq, transition.record))
             if transition.consume is not None:
@@ -398,7 +403,7 @@ class MemoryStorage(Storage):
 
     def next_due(self) -> float | None:
         with self._lock:
-            return self._scheduled.first()[0] if self._scheduled else None
+            return sooner(self._scheduled.first()[0] if self._scheduled else None, self._gates.next_due())
 
     # ── steps and events ─────────────────────────────────────────────────────────────────────────────
 
@@ -610,7 +615,7 @@ class MemoryStorage(Storage):
 
 class Plan(NamedTuple):
     """What a turn's transitions lead to: the answers, the transitions that hold, as they stand, the new rows by seq,
-    what joins histories, the marks used up.
+    what joins histories, the marks used up, and which jobs were not begun.
 
     ``draft`` holds the same rows, and the keys that are taken again.
     """
@@ -621,6 +626,7 @@ class Plan(NamedTuple):
     records: list[tuple[int, Attempt]]
     consumed: set[str]
     draft: Draft
+    unbegun: set[int]
 
 
 class Line:

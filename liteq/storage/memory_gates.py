@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from itertools import islice
 from threading import RLock
 from typing import NamedTuple
 
-from liteq.gates import LAPSED, LIMIT_MARK, Need, has_lapsed, reason
+from liteq import rates
+from liteq.gates import LAPSED, LIMIT_MARK, Need, has_lapsed, is_rate, lines_for, rate_mark, reason
 from liteq.job import Job, JobState
 from liteq.lifecycle import PAUSE_MARK
+from liteq.rates import Level, Rate
 from liteq.storage.gates import Gates, GateState, Place, Taken
+
+#: At how many buckets is looked when a new one comes, whether they are full.
+_TIDIED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +60,34 @@ class _Gate:
             del self.line[index]
 
 
+@dataclass(slots=True)
+class _Bucket:
+    """What is known of a gate's tokens, also while nobody is there; ``due`` and ``looked`` as in ``liteq_bucket``."""
+
+    rate: Rate
+    level: Level = field(default_factory=Level)
+    due: float | None = None
+    looked: float = 0.0
+
+
+class BucketTable(NamedTuple):
+    """A bucket, to be written down."""
+
+    gate: str
+    rate: Rate
+    level: Level
+    due: float | None
+    looked: float
+
+
 class GateTable(NamedTuple):
     """Everything that is known of the gates, to be written down: who is where, the gates by name with their slots and
-    task, and the number of the next place."""
+    task, the number of the next place, and the buckets."""
 
     places: tuple[Standing, ...]
     gates: tuple[tuple[str, int, str | None], ...]
     next: int
+    buckets: tuple[BucketTable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +125,18 @@ class MemoryGates(Gates):
         self._places: dict[int, Standing] = {}
         self._of_job: dict[int, set[int]] = {}
         self._next = 1
+        self._buckets: dict[str, _Bucket] = {}
+        self._dues: list[tuple[float, str]] = []  # a heap; an entry counts while its bucket says the same
+        # Where to look again when the claim is over: somebody has left, or taken a token.
+        self._abandoned: set[str] = set()
 
     # ── called by the storage, under its lock ────────────────────────────────────────────────────────
 
     def table(self) -> GateTable:
         """Everything, to be written down."""
         gates = tuple((name, gate.slots, gate.task) for name, gate in self._gates.items())
-        return GateTable(tuple(self._places.values()), gates, self._next)
+        buckets = (BucketTable(name, one.rate, one.level, one.due, one.looked) for name, one in self._buckets.items())
+        return GateTable(tuple(self._places.values()), gates, self._next, tuple(buckets))
 
     def restore(self, table: GateTable) -> None:
         """Become as a table says; nobody is at any gate yet."""
@@ -112,51 +144,124 @@ class MemoryGates(Gates):
         self._next = table.next
         for place in table.places:
             self._stand(place)
+        for bucket in table.buckets:
+            self._buckets[bucket.gate] = _Bucket(*bucket[1:])
+            if bucket.due is not None:
+                heappush(self._dues, (bucket.due, bucket.gate))
 
-    def left(self, seqs: Iterable[int], now: float) -> None:
-        """These jobs have moved on, from wherever they were: they are at no gate any more."""
+    def left(self, seqs: Iterable[int], now: float, unbegun: Collection[int] = frozenset()) -> None:
+        """These jobs have moved on, from wherever they were: they are at no gate any more. Those of them that were
+        claimed and not begun give their tokens back.
+        """
         if self._places:
             numbers = [number for seq in seqs for number in self._of_job.get(seq, ())]
+            for place in [self._places[number] for number in numbers]:
+                if place.held and place.job in unbegun and place.gate in self._buckets:
+                    bucket = self._buckets[place.gate]
+                    bucket.level = rates.give_back(self._rate(place.gate), self._level(place.gate, now), place.since)
             self._let_in(self._drop(numbers), now)
 
     def enter(self, job: Job, needed: Sequence[Need], now: float) -> str | None:
-        """Take every slot that a job needs before it is claimed, or let it stand in every line.
+        """Take every slot and token that a job needs before it is claimed, or let it stand in line.
 
         Returns:
             Why it is blocked; ``None``: it may run.
         """
         for need in needed:
-            self._open(need)
+            self._open(need, now)
         rank = (-job.priority, 2 * job.seq, 0)
-        full = [need.gate for need in needed if not self._has_room(need.gate, rank, now)]
+        full = next((need.gate for need in needed if not self._has_room(need.gate, rank, now)), None)
         left = self._drop(self._of_job.get(job.seq, ()))
         for need in needed:
-            self._open(need)  # dropping the last place may have closed it
-            if full:
-                self._place(need.gate, False, rank, now, job=job.seq, queue=job.queue)
+            self._open(need, now)  # dropping the last place may have closed it
+        lines = [need.gate for need in (needed if full is None else lines_for(needed, full))]
+        for gate in lines:
+            if full is None:
+                self._come_in(gate, now)
+                self._place(gate, True, (0, 0, 0), now, job=job.seq)
             else:
-                self._place(need.gate, True, (0, 0, 0), now, job=job.seq)
-        # Where it stood and needs nothing any more: its task's options have changed.
-        self._let_in(left - {need.gate for need in needed}, now)
-        return reason(full[0]) if full else None
+                self._place(gate, False, rank, now, job=job.seq, queue=job.queue)
+        self._abandoned |= left - set(lines)
+        self._abandoned |= {need.gate for need in needed if need.rate is not None}
+        self._close(need.gate for need in needed)
+        return None if full is None else reason(full)
+
+    def settle(self, now: float) -> bool:
+        """The claim is over: let in who is next where somebody does not stand any more; True if somebody was."""
+        abandoned, self._abandoned = self._abandoned, set()
+        return self._let_in(abandoned, now)
+
+    def pour(self, now: float) -> bool:
+        """Let in whoever is next wherever a token has come; True if one has."""
+        if (self.next_due() or now + 1) > now:
+            return False
+        due = [name for name, bucket in self._buckets.items() if bucket.due is not None and bucket.due <= now]
+        self._let_in(due, now)
+        return bool(due)
+
+    def next_due(self) -> float | None:
+        """When the next token comes for which somebody waits."""
+        while self._dues:
+            due, name = self._dues[0]
+            if name in self._buckets and self._buckets[name].due == due:
+                return due
+            heappop(self._dues)
+        return None
 
     # ── one gate ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _open(self, need: Need) -> None:
+    def _open(self, need: Need, now: float) -> None:
         gate = self._gates.setdefault(need.gate, _Gate(need.slots, need.task))
         gate.slots, gate.task = need.slots, need.task
+        if need.rate is not None:
+            if need.gate not in self._buckets:
+                self._tidy(now)
+            self._buckets.setdefault(need.gate, _Bucket(need.rate)).rate = need.rate
 
-    def _slots(self, gate: _Gate) -> int:
+    def _tidy(self, now: float) -> None:
+        """Drop a few buckets that are full, and say nothing any more; of those that are not, look at others next."""
+        for name in list(islice(self._buckets, _TIDIED)):
+            bucket = self._buckets.pop(name)
+            if name in self._gates or bucket.level.full_at > now:
+                self._buckets[name] = bucket
+
+    def _close(self, names: Iterable[str]) -> None:
+        """Forget the gates at which nobody is, and of their tokens what says nothing."""
+        for name in names:
+            gate = self._gates.get(name)
+            if gate is not None and not gate.held and not gate.line:
+                del self._gates[name]
+                if name in self._buckets:
+                    self._buckets[name].due = None
+
+    def _slots(self, name: str) -> int:
+        if is_rate(name):
+            return self._rate(name).burst
+        gate = self._gates[name]
         override = None if gate.task is None else self._house.marks.get(LIMIT_MARK + gate.task)
         return gate.slots if override is None else int(override)
 
-    def _free(self, name: str) -> int:
-        gate = self._gates[name]
-        return self._slots(gate) - len(gate.held)
+    def _rate(self, name: str) -> Rate:
+        gate = self._gates.get(name)
+        override = self._house.marks.get(rate_mark(name, None if gate is None else gate.task))
+        return self._buckets[name].rate if override is None else rates.parse(override)
+
+    def _level(self, name: str, now: float) -> Level:
+        return rates.seen(self._rate(name), self._buckets[name].level, now)
+
+    def _free(self, name: str, now: float) -> int:
+        if is_rate(name):
+            return rates.tokens(self._rate(name), self._level(name, now), now)
+        return self._slots(name) - len(self._gates[name].held)
+
+    def _come_in(self, name: str, now: float) -> None:
+        """A token is used up; a slot is held by whoever is placed there."""
+        if is_rate(name):
+            self._buckets[name].level = rates.take(self._rate(name), self._level(name, now), now, 1)
 
     def _has_room(self, name: str, rank: tuple[int, int, int], now: float) -> bool:
         """Whether there is a slot for one of this rank, when all before him in line have got theirs."""
-        free = self._free(name)
+        free = self._free(name, now)
         if free <= 0:
             return False
         before = sum(one.rank < rank for one in islice(self._line(name, now), free))
@@ -213,8 +318,7 @@ class MemoryGates(Gates):
                 self._of_job[place.job].discard(number)
                 if not self._of_job[place.job]:
                     del self._of_job[place.job]
-            if not gate.held and not gate.line:
-                del self._gates[place.gate]
+            self._close([place.gate])
             gates.add(place.gate)
         return gates
 
@@ -225,24 +329,57 @@ class MemoryGates(Gates):
         return sum(self._let_in_at(gate, now) for gate in sorted(gates) if gate in self._gates) > 0
 
     def _let_in_at(self, name: str, now: float) -> bool:
-        done = False
-        for place in list(islice(self._line(name, now), max(0, self._free(name)))):
-            if place.queue is None:
-                self._gates[name].remove(place)
-                self._gates[name].held.add(place.number)
-                self._places[place.number] = replace(place, held=True, since=now)
-                done = True
-            elif place.woken is None:
-                done = self._let_out(place, now) or done
+        done, again = False, True
+        while again and name in self._gates:
+            again = False
+            for place in list(islice(self._line(name, now), max(0, self._free(name, now)))):
+                if place.queue is None:
+                    self._come_in(name, now)
+                    self._gates[name].remove(place)
+                    self._gates[name].held.add(place.number)
+                    self._places[place.number] = replace(place, held=True, since=now)
+                    done = True
+                elif place.woken is None:
+                    full = self._full_elsewhere(place, now)
+                    done = (full is None and self._let_out(place, now)) or done
+                    again = (full is not None and full < place.number and self._step_out(place)) or again
+        if name in self._buckets:
+            self._reckon(name, now, tried=True)
         return done
 
+    def _step_out(self, place: Standing) -> bool:
+        """Take somebody out of the line for a token who waits for what comes before it, because he was overtaken."""
+        if is_rate(place.gate):
+            self._drop([place.number])
+        return is_rate(place.gate)
+
+    def _reckon(self, name: str, now: float, *, tried: bool = False) -> None:
+        """Find out when the next token comes for which somebody waits.
+
+        Args:
+            tried: to let in whoever may come in: who is still in line waits for something else.
+        """
+        rate, bucket = self._rate(name), self._buckets[name]
+        bucket.level, bucket.looked, bucket.due = self._level(name, now), now, None
+        free = self._free(name, now)
+        if name not in self._gates:
+            return
+        line = list(islice(self._line(name, now), free + 1))
+        if not tried and any(place.woken is None for place in line[:free]):
+            bucket.due = now
+        elif free < rate.burst and len(line) > free:
+            bucket.due = rates.due(rate, bucket.level, free + 1)
+        if bucket.due is not None:
+            heappush(self._dues, (bucket.due, name))
+
+    def _full_elsewhere(self, place: Standing, now: float) -> int | None:
+        """The first of a job's places where there is no room for it, besides this one."""
+        others = [self._places[number] for number in sorted(self._of_job[place.job or 0]) if number != place.number]
+        return next((one.number for one in others if not self._has_room(one.gate, one.rank, now)), None)
+
     def _let_out(self, place: Standing, now: float) -> bool:
-        """Make a blocked job ready, if there is room for it at the other gates too."""
-        places = [self._places[number] for number in self._of_job[place.job or 0]]
-        others = [other for other in places if other.gate != place.gate]
-        if not all(self._has_room(other.gate, other.rank, now) for other in others):
-            return False
-        for one in places:
+        """Make a blocked job ready."""
+        for one in [self._places[number] for number in self._of_job[place.job or 0]]:
             self._places[one.number] = replace(one, woken=now)
             self._gates[one.gate].woken.add(one.number)
         row = self._house.rows[place.job or 0]
@@ -264,18 +401,42 @@ class MemoryGates(Gates):
             refused = self._refused(need.gate, job, owner)
             if refused is not None:
                 return refused
-            self._open(need)
+            self._open(need, now)
             newest = next(reversed(self._house.rows), 0)
             rank = (0, 2 * newest + 1, self._next)
-            held = self._has_room(need.gate, rank, now)
-            if not held and self._put_out_dead(now):
-                self._open(need)
-                held = self._has_room(need.gate, rank, now)
-            if not held and not wait:
-                return Taken(None)
-            number = self._place(need.gate, held, rank, now, job=None if job is None else job[0], owner=owner)
-        self._house.ring()
-        return Taken(number, held)
+            has_room = self._has_room(need.gate, rank, now)
+            if not has_room and self._put_out_dead(now):
+                self._open(need, now)
+                has_room = self._has_room(need.gate, rank, now)
+            taken = self._came(need, rank, now, has_room, None if job is None else job[0], owner, wait)
+            self._close([need.gate])
+        if taken.number is not None or need.rate is not None:
+            self._house.ring()
+        return taken
+
+    def _came(
+        self,
+        need: Need,
+        rank: tuple[int, int, int],
+        now: float,
+        has_room: bool,
+        job: int | None,
+        owner: int | None,
+        wait: bool,
+    ) -> Taken:
+        """What becomes of somebody who has come to a gate."""
+        line = len(self._gates[need.gate].line)
+        number: int | None = None
+        if has_room:
+            self._come_in(need.gate, now)
+            number = 0 if is_rate(need.gate) else self._place(need.gate, True, rank, now, job=job, owner=owner)
+        elif wait:
+            number = self._place(need.gate, False, rank, now, job=job, owner=owner)
+        if need.rate is None:
+            return Taken(number, has_room)
+        self._reckon(need.gate, now)
+        due = rates.due(self._rate(need.gate), self._buckets[need.gate].level, line + 1) if number is None else None
+        return Taken(number, has_room, due=due)
 
     def _refused(self, gate: str, job: tuple[int, int] | None, owner: int | None) -> Taken | None:
         """Why nobody like this may come to the gate at all."""
@@ -284,6 +445,8 @@ class MemoryGates(Gates):
         row = None if job is None else self._house.rows.get(job[0])
         if row is None or job is None or row.state is not JobState.RUNNING or row.claim != job[1]:
             return Taken(None, gone=True)
+        if is_rate(gate):  # tokens are not given back: whoever has had one may take another
+            return None
         own = any(self._places[number].gate == gate for number in self._of_job.get(row.seq, ()))
         return Taken(None, own=True) if own else None
 
@@ -359,9 +522,16 @@ class MemoryGates(Gates):
             for place in lapsed:
                 self._places[place.number] = replace(place, woken=LAPSED)
             gates = {place.gate for place in lapsed}
+            latest = now + rates.STALE
+            gates |= {name for name, one in self._buckets.items() if one.due is not None and one.looked > latest}
             if everywhere:
-                gates |= {name for name, gate in self._gates.items() if gate.line}
-            done = self._let_in(gates, now) or bool(gates)
+                waited_for = {name for name, gate in self._gates.items() if gate.line}
+                gates |= waited_for
+                for name in waited_for & self._buckets.keys():
+                    bucket = self._buckets[name]
+                    bucket.level = rates.seen(self._rate(name), bucket.level, now, stale=0.0)
+            poured = self.pour(now)
+            done = self._let_in(gates, now) or poured or bool(gates)
         if done:
             self._house.ring()
         return done
@@ -374,4 +544,13 @@ class MemoryGates(Gates):
         gate = self._gates[name]
         holders = (self._places[number] for number in sorted(gate.held))
         places = tuple(Place(holder.job, holder.owner, holder.since) for holder in holders)
-        return GateState(name, self._slots(gate), gate.task, places, len(gate.line))
+        bucket = (self._rate(name), self._buckets[name].level) if is_rate(name) else (None, None)
+        return GateState(name, self._slots(name), gate.task, places, len(gate.line), *bucket)
+
+    def level(self, need: Need) -> Level:
+        with self._house.lock:
+            return self._buckets[need.gate].level if need.gate in self._buckets else Level()
+
+    def next_token(self, gate: str) -> float | None:
+        with self._house.lock:
+            return self._buckets[gate].due if gate in self._buckets else None

@@ -24,13 +24,14 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from liteq.gates import Need, NeedsOf
 from liteq.job import Job, JobState
+from liteq.rates import Rate
 from liteq.schedule import Schedule
 from liteq.storage.memory import MemoryStorage
 
 Decode = Callable[[Any], Any]
 
-#: What `liteq.storage.base` imports for type checkers only.
-_NAMES = {"Schedule": Schedule}
+#: What `liteq.storage.base` and `liteq.gates` import for type checkers only.
+_NAMES = {"Schedule": Schedule, "Rate": Rate}
 
 #: The fields of a job from this one on say the same for most, and are then left out.
 TAIL = 12

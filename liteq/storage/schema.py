@@ -256,8 +256,20 @@ CREATE INDEX liteq_event_job ON liteq_event (job, name, id);
 CREATE TABLE liteq_wait (job INTEGER PRIMARY KEY, event TEXT NOT NULL, claim INTEGER NOT NULL);
 """
 
+_RATE_LIMITS = """
+-- Rate limits: when the tokens of a gate will be full again, and since when none has run over; see `liteq.rates`.
+CREATE TABLE liteq_bucket (
+    gate TEXT PRIMARY KEY, rate TEXT NOT NULL, full_at REAL NOT NULL, brimmed REAL NOT NULL,
+    due REAL,                   -- when the next token comes, while somebody waits for it
+    looked REAL NOT NULL        -- when that was found out: in the future, where the clock was set back
+) WITHOUT ROWID;
+CREATE INDEX liteq_bucket_due ON liteq_bucket (due) WHERE due IS NOT NULL;
+CREATE INDEX liteq_bucket_looked ON liteq_bucket (looked) WHERE due IS NOT NULL;
+CREATE INDEX liteq_bucket_full ON liteq_bucket (full_at);
+"""
+
 #: The n-th script takes a file from version n to n + 1.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE, _UNIQUE_KEYS, _STEPS)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE, _UNIQUE_KEYS, _STEPS, _RATE_LIMITS)
 CURRENT = len(MIGRATIONS)
 
 

@@ -27,9 +27,10 @@ from liteq.storage import sqlite_questions as questions
 from liteq.storage import sqlite_schedules as rows
 from liteq.storage import sqlite_steps as steps
 from liteq.storage import sqlite_unique as unique
-from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Rival, Standing, Storage, Turn, Unregistered
+from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Rival, Standing, Storage, Turn, Unregistered, sooner
 from liteq.storage.locks import Election, Slot, is_dead
 from liteq.storage.sqlite_connection import Connections, Durability
+from liteq.storage.sqlite_gates import next_token
 from liteq.storage.sqlite_guest import Caller
 from liteq.storage.sqlite_own import JobConnection, JobTransaction
 from liteq.unique import Unique
@@ -165,7 +166,7 @@ class SqliteStorage(Storage):
         return self._connections.read(lambda connection: questions.reasons(connection, prefix))
 
     def next_due(self) -> float | None:
-        return self._connections.read(moves.next_due)
+        return self._connections.read(lambda one: sooner(moves.next_due(one), next_token(one)))
 
     def ahead(self, seq: int) -> int:
         return self._connections.read(lambda connection: questions.ahead(connection, seq))
@@ -442,13 +443,18 @@ def _turn(
     ]
     if successes or transitions:
         if limits.in_use(connection):
-            limits.left(connection, _moved(successes, lost, transitions, applied), now)
+            unbegun = {one.seq for one, was in zip(transitions, applied, strict=True) if was and one.unbegun}
+            limits.left(connection, _moved(successes, lost, transitions, applied), now, unbegun)
         if unique.is_followed(connection):
             unique.let_follow(connection, _ended(successes, lost, transitions, applied), now)
     due = moves.next_due(connection)
     if due is not None and due <= now:
         moves.promote(connection, now)
         due = moves.next_due(connection)
+    token = next_token(connection)
+    if token is not None and token <= now:
+        limits.pour(connection, now)
+        token = next_token(connection)
     marks = _marks(connection, (CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK))
     paused = {key.removeprefix(PAUSE_MARK) for key in marks if key.startswith(PAUSE_MARK)}
     stops = {key: value for key, value in marks.items() if not key.startswith(PAUSE_MARK)} if paused else marks
@@ -458,8 +464,8 @@ def _turn(
             jobs = moves.claim(connection, request, now, paused)
         else:
             jobs, is_cut_short = limits.claim(connection, request, now, paused)
-            due = now if is_cut_short else due
-    return Turn(applied, jobs, due, stops, lost)
+            due, token = now if is_cut_short else due, next_token(connection)
+    return Turn(applied, jobs, sooner(due, token), stops, lost, token)
 
 
 def _moved(

@@ -1,11 +1,12 @@
 """Gates in a SQLite file: who holds a slot, who stands in line. See `liteq.gates` and `liteq.storage.gates`.
 
 ``liteq_gate`` has a row for each gate at which somebody is, ``liteq_place`` one for each who is there. Where no task
-needs anything and ``liteq_place`` is empty, all of this costs one question a turn.
+needs anything and ``liteq_place`` is empty, all of this costs two questions a turn.
 
-A blocked job stands in the line of every gate that it needs. It is let out, to ``ready``, once there is room for it at
-all of them, and keeps its places, and with them its slots, until it is claimed or KEPT_FOR has passed. The claim looks
-again, because somebody with a higher priority may have come in between.
+A blocked job stands in line at the gates that it needs (`liteq.gates.lines_for`). It is let out, to ``ready``, once
+there is room for it at all of these, and keeps its places, and with them its slots and tokens, until it is claimed or
+KEPT_FOR has passed. The claim looks again, because somebody with a higher priority may have come in between. The places
+of a job are in the order of its gates.
 
 Every function runs inside the caller's IMMEDIATE transaction, unless it says otherwise.
 """
@@ -14,25 +15,29 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from liteq.gates import KEPT_FOR, LAPSED, LIMIT_MARK, Need, reason
+from liteq import rates
+from liteq.gates import LAPSED as LONG_AGO
+from liteq.gates import Need, is_rate, lines_for, reason
 from liteq.job import Job
-from liteq.lifecycle import PAUSE_MARK
+from liteq.rates import Level
+from liteq.storage import sqlite_gates
 from liteq.storage import sqlite_moves as moves
 from liteq.storage.base import ClaimRequest
 from liteq.storage.gates import Gates, GateState, Place, Taken
 from liteq.storage.sqlite_connection import Connections
+from liteq.storage.sqlite_gates import LAPSED, Bucket, Gate, count, next_token, window
 
 #: About how many jobs are blocked in one turn, so that 100,000 at a full gate do not hold the lock for long.
 BLOCKED_AT_ONCE = 1000
+#: To how many buckets a turn looks whose next token has come.
+POURED_AT_ONCE = 200
 
 #: Whether an owner is dead, by its number.
 IsDead = Callable[[sqlite3.Connection, int], bool]
 
 _SEQS = "(SELECT value FROM json_each(:seqs))"
-_NOT_SKIPPED = "(queue IS NULL OR queue NOT IN (SELECT value FROM json_each(:skipped)))"
-_LAPSED = "woken IS NOT NULL AND (woken <= :since OR woken > :until)"
 
 
 def in_use(connection: sqlite3.Connection) -> bool:
@@ -40,95 +45,32 @@ def in_use(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT max(id) FROM liteq_place").fetchone()[0] is not None
 
 
-# ── one gate ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Gate:
-    """What a transaction knows of one gate: ``free`` slots, and the queues of which nobody is waited for.
-
-    Those are paused, or a slot was kept for one of their jobs and nobody claimed it in time.
-    """
-
-    def __init__(self, connection: sqlite3.Connection, name: str, slots: int, now: float) -> None:
-        self._connection = connection
-        self.name = name
-        self.free = slots - _one(connection, "SELECT count(*) FROM liteq_place WHERE gate = ? AND held = 1", name)
-        self.skipped = "[]" if self.free <= 0 else json.dumps(_skipped(connection, name, now))
-
-    def has_room(self, priority: int, ticket: int) -> bool:
-        """Whether there is a slot for one of this rank, when all before it in line have got theirs."""
-        if self.free <= 0:
-            return False
-        values = {
-            "gate": self.name,
-            "priority": priority,
-            "ticket": ticket,
-            "skipped": self.skipped,
-            "free": self.free,
-        }
-        before = sum(int(self._connection.execute(one, values).fetchone()[0]) for one in _BEFORE)
-        return before < self.free
-
-    def heads(self) -> list[tuple[int, int | None, str | None, float | None]]:
-        """The first in line, as many as there are free slots: id, job, queue, when it was let out."""
-        values = {"gate": self.name, "skipped": self.skipped, "free": self.free}
-        return self._connection.execute(_HEADS, values).fetchall()
-
-
-# Two ranges of the index instead of one condition with OR, which would look through the whole line.
-_BEFORE = tuple(
-    f"SELECT count(*) FROM (SELECT 1 FROM liteq_place WHERE gate = :gate AND held = 0 AND {rank} "
-    f"AND {_NOT_SKIPPED} LIMIT :free)"
-    for rank in ("priority > :priority", "priority = :priority AND ticket < :ticket")
-)
-_HEADS = (
-    f"SELECT id, job, queue, woken FROM liteq_place WHERE gate = :gate AND held = 0 AND {_NOT_SKIPPED} "
-    "ORDER BY priority DESC, ticket, id LIMIT :free"
-)
-
-
-def _skipped(connection: sqlite3.Connection, gate: str, now: float) -> list[str]:
-    rows = connection.execute(
-        f"SELECT queue FROM liteq_place WHERE gate = :gate AND {_LAPSED} "
-        "UNION SELECT substr(key, length(:mark) + 1) FROM liteq_mark WHERE substr(key, 1, length(:mark)) = :mark",
-        {"gate": gate, "mark": PAUSE_MARK, **_window(now)},
-    )
-    return [row[0] for row in rows.fetchall()]
-
-
-def _window(now: float) -> dict[str, float]:
-    """Between these instants somebody must have been let out for the slot to be kept; see `liteq.gates.has_lapsed`."""
-    return {"since": now - KEPT_FOR, "until": now + KEPT_FOR}
-
-
-def _open(connection: sqlite3.Connection, need: Need, now: float) -> _Gate:
-    """The gate that is needed, with so many slots from now on."""
-    connection.execute(
-        "INSERT INTO liteq_gate VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE "
-        "SET slots = excluded.slots, task = excluded.task WHERE slots <> excluded.slots OR task IS NOT excluded.task",
-        need,
-    )
-    return _Gate(connection, need.gate, _slots(connection, need), now)
-
-
-def _slots(connection: sqlite3.Connection, need: Need) -> int:
-    if need.task is None:
-        return need.slots
-    row = connection.execute("SELECT value FROM liteq_mark WHERE key = ?", (LIMIT_MARK + need.task,)).fetchone()
-    return need.slots if row is None else int(row[0])
-
-
-def _one(connection: sqlite3.Connection, question: str, *values: object) -> int:
-    return int(connection.execute(question, values).fetchone()[0])
-
-
 # ── letting in ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def left(connection: sqlite3.Connection, seqs: Sequence[int], now: float) -> None:
-    """These jobs have moved on, from wherever they were: they are at no gate any more."""
-    gates = _rows(connection, f"DELETE FROM liteq_place WHERE job IN {_SEQS} RETURNING gate", seqs=str(list(seqs)))
-    _let_in(connection, gates, now)
+def left(
+    connection: sqlite3.Connection, seqs: Sequence[int], now: float, unbegun: Collection[int] = frozenset()
+) -> None:
+    """These jobs have moved on, from wherever they were: they are at no gate any more.
+
+    Args:
+        seqs: the jobs.
+        unbegun: those of them that were claimed and not begun: their tokens are given back.
+    """
+    statement = f"DELETE FROM liteq_place WHERE job IN {_SEQS} RETURNING gate, job, held, since"
+    places = connection.execute(statement, {"seqs": str(list(seqs))}).fetchall()
+    if unbegun:
+        for gate, job, held, since in places:
+            if held and job in unbegun and is_rate(gate):
+                _give_back(connection, gate, since, now)
+    _let_in(connection, {place[0] for place in places}, now)
+
+
+def _give_back(connection: sqlite3.Connection, gate: str, since: float, now: float) -> None:
+    bucket = sqlite_gates.bucket(connection, gate, now)
+    if bucket is not None:
+        bucket.give_back(since)
+        bucket.settle()
 
 
 def _rows(connection: sqlite3.Connection, statement: str, **values: object) -> set[str]:
@@ -141,37 +83,47 @@ def _let_in(connection: sqlite3.Connection, gates: Iterable[str], now: float) ->
 
 
 def _let_in_at(connection: sqlite3.Connection, name: str, now: float) -> bool:
-    gate = _known(connection, name, now)
+    gate = sqlite_gates.known(connection, name, now)
     if gate is None:
         return False
-    done = False
-    for number, job, queue, woken in gate.heads() if gate.free > 0 else ():
-        if queue is None:
-            connection.execute("UPDATE liteq_place SET held = 1, since = ? WHERE id = ?", (now, number))
-            done = True
-        elif woken is None and job is not None:
-            done = _let_out(connection, name, job, now) or done
+    done, again = False, True
+    while again:
+        again = False
+        for number, job, queue, woken in gate.heads():
+            if queue is None:
+                gate.enter()
+                connection.execute("UPDATE liteq_place SET held = 1, since = ? WHERE id = ?", (now, number))
+                done = True
+            elif woken is None and job is not None:
+                full = _full_elsewhere(connection, name, job, now)
+                done = (full is None and _let_out(connection, job, now)) or done
+                again = (full is not None and full < number and _step_out(connection, gate, number)) or again
+    gate.settle(tried=True)
     return done
 
 
-def _known(connection: sqlite3.Connection, name: str, now: float) -> _Gate | None:
-    """A gate as it is; forgotten, and ``None``, where nobody is any more."""
-    if connection.execute("SELECT 1 FROM liteq_place WHERE gate = ? LIMIT 1", (name,)).fetchone() is None:
-        connection.execute("DELETE FROM liteq_gate WHERE name = ?", (name,))
-        return None
-    row = connection.execute("SELECT name, slots, task FROM liteq_gate WHERE name = ?", (name,)).fetchone()
-    return None if row is None else _Gate(connection, name, _slots(connection, Need(*row)), now)
+def _step_out(connection: sqlite3.Connection, gate: Gate, number: int) -> bool:
+    """Take somebody out of the line for a token who waits for what comes before it, because he was overtaken there."""
+    if isinstance(gate, Bucket):
+        connection.execute("DELETE FROM liteq_place WHERE id = ?", (number,))
+    return isinstance(gate, Bucket)
 
 
-def _let_out(connection: sqlite3.Connection, gate: str, job: int, now: float) -> bool:
-    """Make a blocked job ready, if there is room for it at the other gates too."""
+def _full_elsewhere(connection: sqlite3.Connection, gate: str, job: int, now: float) -> int | None:
+    """The first of a job's places where there is no room for it, besides this gate."""
     others = connection.execute(
-        "SELECT gate, priority, ticket FROM liteq_place WHERE job = ? AND gate <> ? AND held = 0", (job, gate)
+        "SELECT id, gate, priority, ticket FROM liteq_place WHERE job = ? AND gate <> ? AND held = 0 ORDER BY id",
+        (job, gate),
     ).fetchall()
-    for name, priority, ticket in others:
-        other = _known(connection, name, now)
+    for number, name, priority, ticket in others:
+        other = sqlite_gates.known(connection, name, now)
         if other is not None and not other.has_room(priority, ticket):
-            return False
+            return int(number)
+    return None
+
+
+def _let_out(connection: sqlite3.Connection, job: int, now: float) -> bool:
+    """Make a blocked job ready."""
     ready = connection.execute(_READY, (job,)).rowcount
     connection.execute("DELETE FROM liteq_blocked WHERE id = ?", (job,))
     connection.execute("UPDATE liteq_place SET woken = ? WHERE job = ?", (now, job))
@@ -184,22 +136,48 @@ _READY = (
 )
 
 
+def pour(connection: sqlite3.Connection, now: float) -> bool:
+    """Let in whoever is next wherever a token has come, at most at POURED_AT_ONCE; True if one has."""
+    statement = "SELECT gate FROM liteq_bucket WHERE due <= ? ORDER BY due LIMIT ?"
+    gates = {row[0] for row in connection.execute(statement, (now, POURED_AT_ONCE)).fetchall()}
+    _let_in(connection, gates, now)
+    return bool(gates)
+
+
 def wake(connection: sqlite3.Connection, now: float, *, everywhere: bool) -> bool:
     """See `Gates.wake`."""
-    gates = _rows(connection, f"SELECT DISTINCT gate FROM liteq_place WHERE {_FRESHLY_LAPSED}", **_window(now))
-    connection.execute(f"UPDATE liteq_place SET woken = {LAPSED} WHERE {_FRESHLY_LAPSED}", _window(now))
+    gates = _rows(connection, f"SELECT DISTINCT gate FROM liteq_place WHERE {_FRESHLY_LAPSED}", **window(now))
+    connection.execute(f"UPDATE liteq_place SET woken = {LONG_AGO} WHERE {_FRESHLY_LAPSED}", window(now))
+    gates |= _rows(connection, f"SELECT gate FROM liteq_bucket WHERE {_TURNED_BACK}", now=now)
     if everywhere:
-        gates |= _rows(connection, "SELECT DISTINCT gate FROM liteq_place WHERE held = 0")
-    return _let_in(connection, gates, now) or bool(gates)
+        waited_for = _rows(connection, "SELECT DISTINCT gate FROM liteq_place WHERE held = 0")
+        gates |= waited_for
+        _adjust(connection, waited_for, now)
+    poured = pour(connection, now)
+    return _let_in(connection, gates, now) or poured or bool(gates)
 
 
-_FRESHLY_LAPSED = f"woken <> {LAPSED} AND {_LAPSED}"
+def _adjust(connection: sqlite3.Connection, gates: Iterable[str], now: float) -> None:
+    for name in gates:
+        gate = sqlite_gates.known(connection, name, now)
+        if isinstance(gate, Bucket):
+            gate.adjust()
+            gate.settle()
 
 
-def has_lapsed(connection: sqlite3.Connection, now: float) -> bool:
+_FRESHLY_LAPSED = f"woken <> {LONG_AGO} AND {LAPSED}"
+# The clock has been set back since somebody looked at the bucket.
+_TURNED_BACK = f"due IS NOT NULL AND looked > :now + {rates.STALE}"
+
+
+def has_to_wake(connection: sqlite3.Connection, now: float) -> bool:
     """Whether `wake` has anything to do; a question."""
-    statement = f"SELECT 1 FROM liteq_place WHERE {_FRESHLY_LAPSED} LIMIT 1"
-    return connection.execute(statement, _window(now)).fetchone() is not None
+    statement = (
+        f"SELECT EXISTS (SELECT 1 FROM liteq_place WHERE {_FRESHLY_LAPSED}) "
+        f"OR EXISTS (SELECT 1 FROM liteq_bucket WHERE {_TURNED_BACK}) "
+        "OR EXISTS (SELECT 1 FROM liteq_bucket WHERE due <= :now)"
+    )
+    return bool(connection.execute(statement, {"now": now, **window(now)}).fetchone()[0])
 
 
 # ── claiming ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,17 +192,8 @@ def claim(
         The jobs, and whether there may be more to claim though they are fewer than wanted.
     """
     claimer = _Claimer(connection, request, now)
-    size = request.wanted
-    while True:
-        batch = moves.claim(connection, request._replace(wanted=size), now, paused)
-        claimer.take(batch)
-        missing = request.wanted - len(claimer.jobs)
-        if missing <= 0 or len(batch) < size:
-            return claimer.jobs, False
-        if claimer.blocked >= BLOCKED_AT_ONCE:
-            return claimer.jobs, True
-        # The more was blocked, the further ahead it looks: what it looks at in vain, it has to put back.
-        size = missing + min(claimer.blocked, BLOCKED_AT_ONCE)
+    is_cut_short = claimer.fill(paused)
+    return claimer.jobs, claimer.settle() or is_cut_short
 
 
 class _Claimer:
@@ -234,11 +203,25 @@ class _Claimer:
         self._connection = connection
         self._request = request
         self._now = now
-        self._gates: dict[str, _Gate] = {}
+        self._gates: dict[str, Gate] = {}
         # Where somebody stood in line who does not need it any more: his task's options have changed.
         self._abandoned: set[str] = set()
         self.jobs: list[Job] = []
         self.blocked = 0
+
+    def fill(self, paused: set[str]) -> bool:
+        """Claim as much as is wanted; True if it ended before it came to the end of what is ready."""
+        wanted = size = self._request.wanted
+        while True:
+            batch = moves.claim(self._connection, self._request._replace(wanted=size), self._now, paused)
+            self.take(batch)
+            missing = wanted - len(self.jobs)
+            if missing <= 0 or len(batch) < size:
+                return False
+            if self.blocked >= BLOCKED_AT_ONCE:
+                return True
+            # The more was blocked, the further ahead it looks: what it looks at in vain, it has to put back.
+            size = missing + min(self.blocked, BLOCKED_AT_ONCE)
 
     def take(self, batch: Sequence[Job]) -> None:
         """Keep of these, in their order, as many as are wanted and may run; block those before them that may not, and
@@ -261,7 +244,6 @@ class _Claimer:
             if full is not None:
                 blocked.append((reason(full), job.seq))
         self._block(blocked)
-        _let_in(self._connection, self._abandoned, self._now)
 
     def _in_line(self, needs: dict[int, tuple[Need, ...]]) -> set[int]:
         """Which of these stand in a line: they were let out, or have been requeued by hand."""
@@ -270,29 +252,38 @@ class _Claimer:
         rows = self._connection.execute(f"SELECT job FROM liteq_place WHERE job IN {_SEQS}", {"seqs": str(list(needs))})
         return {row[0] for row in rows.fetchall()}
 
-    def _gate(self, need: Need) -> _Gate:
+    def _gate(self, need: Need) -> Gate:
         gate = self._gates.get(need.gate)
         if gate is None:
-            gate = self._gates[need.gate] = _open(self._connection, need, self._now)
+            gate = self._gates[need.gate] = sqlite_gates.opened(self._connection, need, self._now)
         return gate
 
     def _enter(self, job: Job, needed: Sequence[Need], in_line: set[int]) -> str | None:
-        """Take a slot of each gate, or stand in line at each; returns the first gate without room, if there is one."""
-        gates = [self._gate(need) for need in needed]
-        full = next((gate.name for gate in gates if not gate.has_room(job.priority, _ticket(job))), None)
-        if job.seq in in_line:
-            left = _rows(self._connection, "DELETE FROM liteq_place WHERE job = :job RETURNING gate", job=job.seq)
-            self._abandoned |= left - {gate.name for gate in gates}
-        for gate in gates:
+        """Take a slot or a token of each gate, or stand in line; returns the gate for which it waits, if it does."""
+        rank = job.priority, _ticket(job)
+        full = next((need.gate for need in needed if not self._gate(need).has_room(*rank)), None)
+        left = self._leave_line(job.seq) if job.seq in in_line else set()
+        lines = needed if full is None else lines_for(needed, full)
+        for gate in map(self._gate, lines):
             if full is None:
-                gate.free -= 1
+                gate.enter()
                 self._connection.execute(_HOLD, (gate.name, 0, 0, job.seq, None, self._now))
             else:
-                rank = job.priority, _ticket(job)
                 self._connection.execute(_STAND, (gate.name, *rank, job.seq, None, job.queue, self._now))
         if full is None:
             self.jobs.append(job)
+        self._abandoned |= left - {need.gate for need in lines}
         return full
+
+    def _leave_line(self, seq: int) -> set[str]:
+        return _rows(self._connection, "DELETE FROM liteq_place WHERE job = :job RETURNING gate", job=seq)
+
+    def settle(self) -> bool:
+        """Write down what has become of the gates; True if jobs were let out by that, which may be claimed at once."""
+        for gate in self._gates.values():
+            gate.settle()
+        buckets = {gate.name for gate in self._gates.values() if isinstance(gate, Bucket)}
+        return _let_in(self._connection, self._abandoned | buckets, self._now)
 
     def _block(self, blocked: list[tuple[str, int]]) -> None:
         self.blocked += len(blocked)
@@ -361,16 +352,40 @@ class SqliteGates(Gates):
     def _take(
         self, connection: sqlite3.Connection, need: Need, now: float, job: int | None, owner: int | None, wait: bool
     ) -> Taken:
-        ticket = 2 * _one(connection, "SELECT ifnull(max(id), 0) FROM liteq_job") + 1
+        ticket = 2 * count(connection, "SELECT ifnull(max(id), 0) FROM liteq_job") + 1
         # Behind whoever came before: two callers may have the same ticket.
-        has_room = _open(connection, need, now).has_room(0, ticket + 1)
+        gate = sqlite_gates.opened(connection, need, now)
+        has_room = gate.has_room(0, ticket + 1)
         if not has_room and self._put_out_dead(connection, now):
-            has_room = _open(connection, need, now).has_room(0, ticket + 1)
-        if not has_room and not wait:
-            return Taken(None)
-        statement, queue = (_HOLD, ()) if has_room else (_STAND, (None,))
-        cursor = connection.execute(statement, (need.gate, 0, ticket, job, owner, *queue, now))
-        return Taken(cursor.lastrowid, has_room)
+            gate = sqlite_gates.opened(connection, need, now)
+            has_room = gate.has_room(0, ticket + 1)
+        taken = self._came(connection, gate, has_room, (need.gate, 0, ticket, job, owner), wait, now)
+        gate.settle()
+        if taken.number in (None, 0):
+            sqlite_gates.known(connection, need.gate, now)  # it may have been opened for nobody
+        return taken
+
+    def _came(
+        self,
+        connection: sqlite3.Connection,
+        gate: Gate,
+        has_room: bool,
+        who: tuple[object, ...],
+        wait: bool,
+        now: float,
+    ) -> Taken:
+        """What becomes of somebody who has come to a gate."""
+        if has_room:
+            gate.enter()
+            if isinstance(gate, Bucket):
+                return Taken(0, held=True)
+            return Taken(connection.execute(_HOLD, (*who, now)).lastrowid, held=True)
+        if wait:
+            return Taken(connection.execute(_STAND, (*who, None, now)).lastrowid)
+        if isinstance(gate, Bucket):
+            line = "SELECT count(*) FROM liteq_place WHERE gate = ? AND held = 0"
+            return Taken(None, due=rates.due(gate.rate, gate.level, 1 + count(connection, line, gate.name)))
+        return Taken(None)
 
     def leave(self, number: int, now: float) -> bool:
         def leave(connection: sqlite3.Connection) -> bool:
@@ -427,12 +442,19 @@ class SqliteGates(Gates):
         return self._connections.write(clear)
 
     def wake(self, now: float, *, everywhere: bool = False) -> bool:
-        if not everywhere and not self._connections.read(lambda connection: has_lapsed(connection, now)):
+        if not everywhere and not self._connections.read(lambda connection: has_to_wake(connection, now)):
             return False
         return self._connections.write(lambda connection: wake(connection, now, everywhere=everywhere))
 
     def states(self, prefix: str = "") -> list[GateState]:
         return self._connections.read(lambda connection: _states(connection, prefix))
+
+    def level(self, need: Need) -> Level:
+        found = self._connections.read(lambda connection: sqlite_gates.read_bucket(connection, need))
+        return Level() if found is None else found[1]
+
+    def next_token(self, gate: str) -> float | None:
+        return self._connections.read(lambda connection: next_token(connection, gate))
 
 
 def _refused(connection: sqlite3.Connection, gate: str, job: tuple[int, int] | None, owner: int | None) -> Taken | None:
@@ -442,6 +464,8 @@ def _refused(connection: sqlite3.Connection, gate: str, job: tuple[int, int] | N
         return None if known else Taken(None, gone=True)
     if job is None or not connection.execute("SELECT 1 FROM liteq_running WHERE id = ? AND claim = ?", job).fetchone():
         return Taken(None, gone=True)
+    if is_rate(gate):  # tokens are not given back: whoever has had one may take another
+        return None
     own = connection.execute("SELECT 1 FROM liteq_place WHERE gate = ? AND job = ?", (gate, job[0])).fetchone()
     return Taken(None, own=True) if own else None
 
@@ -480,7 +504,8 @@ def _state(connection: sqlite3.Connection, need: Need) -> GateState:
     holders = connection.execute(
         "SELECT job, owner, since FROM liteq_place WHERE gate = ? AND held = 1 ORDER BY id", (need.gate,)
     ).fetchall()
-    waiting = _one(connection, "SELECT count(*) FROM liteq_place WHERE gate = ? AND held = 0", need.gate)
-    return GateState(
-        need.gate, _slots(connection, need), need.task, tuple(Place(*holder) for holder in holders), waiting
-    )
+    waiting = count(connection, "SELECT count(*) FROM liteq_place WHERE gate = ? AND held = 0", need.gate)
+    places = tuple(Place(*holder) for holder in holders)
+    slots = sqlite_gates.slots(connection, need)
+    bucket = sqlite_gates.read_bucket(connection, need) if is_rate(need.gate) else None
+    return GateState(need.gate, slots, need.task, places, waiting, *(bucket or (None, None)))

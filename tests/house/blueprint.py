@@ -26,7 +26,7 @@ VALUES, STORAGE, APP, CONSUMER, EDGE, FRONT_DOOR = range(6)
 FLOORS: Mapping[int, frozenset[str]] = {
     VALUES: frozenset(
         {"_version", "errors", "clock", "instants", "serializers", "triggers", "retry", "job", "lifecycle", "gates"}
-        | {"schedule", "findings", "unique", "explanation", "step"}
+        | {"schedule", "findings", "unique", "explanation", "step", "rates"}
     ),
     STORAGE: frozenset({"storage"}),
     APP: frozenset(
@@ -49,6 +49,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "limits",
             "locks",
             "transactions",
+            "rate_limits",
             "schedules",
             "slots",
             "waiting",

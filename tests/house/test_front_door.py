@@ -94,6 +94,7 @@ PUBLIC = frozenset(
         "TaskTimeout",
         "TaskFailed",
         "TaskLocked",
+        "RateLimitExceeded",
         "TaskRevoked",
         "TaskExpired",
         "StorageError",

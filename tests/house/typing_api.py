@@ -213,6 +213,22 @@ def schedules_are_typed() -> None:
     app.periodic_task("@daily", overlaps="skip")  # type: ignore[call-overload]
 
 
+@app.task(rate_limit="10/s", rate_limit_key="{account}")
+@app.rate_limit("api", 100, timedelta(minutes=1), wait=True)
+def paced(account: str) -> int:
+    return 1
+
+
+async def rates_keep_signatures() -> None:
+    assert_type(paced("a"), Result[int])
+    async with app.rate_limit("api", 100, 60, retry=False, burst=5):
+        pass
+    app.limits.set(paced, rate_limit="5/s")
+    app.limits.set(app.rate_limit("api", 100, 60), rate_limit="5/s")
+    app.task(rate_limit=10)  # type: ignore[call-overload]
+    app.rate_limit("api", "100", 60)  # type: ignore[arg-type]
+
+
 @app.task(max_running=2, max_running_key="{account}")
 @app.lock_task("ledger", wait=True)
 def book(account: str) -> int:

@@ -25,7 +25,7 @@ import pytest
 from contract import NOW, bring, claim, decided, new, outcome
 from unique_contract import keys_hold
 
-from liteq import LiteQ, gates, lifecycle
+from liteq import LiteQ, gates, lifecycle, rates
 from liteq.clock import ManualClock
 from liteq.errors import StorageError
 from liteq.gates import Need
@@ -245,12 +245,17 @@ def set_up(path: Path) -> Scene:
     return Scene(path, storage, owner, dead, tuple(jobs))
 
 
+API = gates.named_rate("api", rates.parse("1/s"))
+
+
 def at_gates(path: Path) -> Scene:
     """Jobs and callers hold slots, and stand in line; one holder is dead."""
     scene = set_up(path)
     take = scene.storage.gates.take
     take(gates.lock("of the dead", 1), NOW, owner=scene.dead)
     take(gates.lock("of a caller", 1), NOW, owner=scene.owner)
+    take(API, NOW, owner=scene.owner)
+    take(API, NOW, owner=scene.owner, wait=True)
     waiting = take(gates.lock("of a caller", 1), NOW, job=_claim_of(scene.running[0]), wait=True)
     jobs = scene.storage.turn([], _request_through_gates(scene), NOW).jobs
     assert jobs and waiting.number and not waiting.held
@@ -290,7 +295,8 @@ def _claim_of(job: Job) -> tuple[int, int]:
 
 def _request_through_gates(scene: Scene) -> ClaimRequest:
     """One job of this task at a time, and each needs a lock as well."""
-    needs = {"known": lambda job: (gates.limit("known", 1, None), gates.lock("x", 2))}
+    pace = gates.rate_limit("known", rates.parse("1/s burst 2"), None)
+    needs = {"known": lambda job: (gates.limit("known", 1, None), pace, gates.lock("x", 2))}
     return ClaimRequest(scene.owner, 9)._replace(needs=needs)
 
 
@@ -468,6 +474,12 @@ def _leave_gates(scene: Scene) -> object:
     return scene.engine().round([_ended(scene.running[-1])], _request_through_gates(scene))
 
 
+def _give_back(scene: Scene) -> object:
+    """A job that took a token was not begun, and the next token has come."""
+    request = _request_through_gates(scene)
+    return scene.storage.turn([lifecycle.release(scene.running[-1])], request, NOW + 1)
+
+
 def _take(need: Need, *, wait: bool = False) -> Callable[[Scene], object]:
     return lambda scene: scene.storage.gates.take(need, NOW, owner=scene.owner, wait=wait)
 
@@ -619,6 +631,13 @@ VERBS: dict[str, Verb] = {
     "schema_version": Verb(lambda scene: scene.storage.schema_version()),
     "turn: claim through gates": Verb(lambda scene: scene.storage.turn([], _request_through_gates(scene), NOW)),
     "turn: leave gates": Verb(_leave_gates, at_gates),
+    "turn: give a token back": Verb(_give_back, at_gates),
+    "turn: a token comes": Verb(lambda scene: scene.storage.turn([], None, NOW + 1), at_gates),
+    "gates.take: a token": Verb(_take(gates.named_rate("free", rates.parse("1/s"))), at_gates),
+    "gates.take: wait for a token": Verb(_take(API, wait=True), at_gates),
+    "gates.take: no token": Verb(_take(API), at_gates),
+    "gates.level": Verb(lambda scene: scene.storage.gates.level(API), at_gates),
+    "gates.next_token": Verb(lambda scene: scene.storage.gates.next_token(API.gate), at_gates),
     "gates.take": Verb(_take(gates.lock("free", 1)), at_gates),
     "gates.take: wait": Verb(_take(gates.lock("of a caller", 1), wait=True), at_gates),
     "gates.take: put the dead out": Verb(_take(gates.lock("of the dead", 1)), at_gates),

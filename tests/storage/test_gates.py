@@ -1,9 +1,11 @@
-"""Gates against a small model: never more than the slots, in order of rank, nobody forgotten; all storages alike."""
+"""Gates against a small model: never more than the slots or the rate, in order of rank, nobody forgotten; all storages
+alike.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from liteq import gates, lifecycle
+from liteq import gates, lifecycle, rates
 from liteq.gates import KEPT_FOR, Need, Needs
 from liteq.job import Ending, Job, JobFilter, JobState, Outcome
 from liteq.lifecycle import PAUSE_MARK, Policy, Transition
@@ -22,18 +24,24 @@ from liteq.storage.sqlite import SqliteStorage
 NOW = 1_700_000_000.0
 
 LOCK = gates.lock("x", 2)
+CALLED = gates.named_rate("api", rates.parse("3/s burst 2"))
 #: The slots of each gate, and what jobs of each task need.
 NEEDS_OF: dict[str, tuple[Need, ...]] = {
     "one": (gates.limit("one", 1, None),),
     "three": (gates.limit("three", 3, None),),
     "locked": (LOCK,),
     "both": (gates.limit("both", 2, None), LOCK),
+    "paced": (gates.rate_limit("paced", rates.parse("1/s burst 2"), None),),
+    "called": (CALLED,),
+    "all": (gates.limit("all", 1, None), gates.rate_limit("all", rates.parse("2/s"), None), LOCK, CALLED),
+    "rate first": (gates.rate_limit("rate first", rates.parse("2/s"), None), gates.limit("rate first", 1, None)),
     "free": (),
 }
 NEEDS: Needs = {task: (lambda job, needs=needs: needs) for task, needs in NEEDS_OF.items() if needs}
-SLOTS = {need.gate: need.slots for needs in NEEDS_OF.values() for need in needs}
+SLOTS = {need.gate: need.slots for needs in NEEDS_OF.values() for need in needs if need.rate is None}
+RATES = {need.gate: need.rate for needs in NEEDS_OF.values() for need in needs if need.rate is not None}
 #: Tasks that need one gate which nobody else needs: there, order can be told without knowing all.
-ALONE = ("one", "three")
+ALONE = ("one", "three", "paced")
 
 RUNNING = frozenset({JobState.RUNNING})
 WAITING = frozenset({JobState.READY, JobState.BLOCKED})
@@ -55,6 +63,7 @@ class GatesMachine(RuleBasedStateMachine):
         self.callers: list[list[int]] = []  # numbers of places, one for each storage
         self.cleared = False
         self.strict = True  # no queue was paused, and no slot has been offered to others
+        self.starts: dict[str, list[float]] = {gate: [] for gate in RATES}  # since the clock was last set back
 
     def teardown(self) -> None:
         if hasattr(self, "directory"):
@@ -100,7 +109,27 @@ class GatesMachine(RuleBasedStateMachine):
 
     def claimed(self, moves: list[Transition], wanted: int, served: tuple[str, ...] | None, owner: int) -> list[Job]:
         request = ClaimRequest(self.owners[owner], wanted, served)._replace(needs=NEEDS)
-        return self.turn(moves, request if wanted else None)
+        jobs = self.turn(moves, request if wanted else None)
+        for job in jobs:
+            self.started(need.gate for need in NEEDS_OF[job.task] if need.rate is not None)
+        return jobs
+
+    def started(self, gates: Iterable[str]) -> None:
+        for gate in gates:
+            self.starts[gate].append(self.now)
+
+    @rule(data=st.data(), wanted=st.integers(0, 4))
+    def give_back(self, data: st.DataObject, wanted: int) -> None:
+        """Some of what was claimed in this very moment was not begun."""
+        fresh = [job for job in self.find(RUNNING) if job.started == self.now]
+        if not fresh:
+            return
+        back = data.draw(st.lists(st.sampled_from(fresh), max_size=3, unique_by=lambda job: job.seq))
+        for job in back:
+            for need in NEEDS_OF[job.task]:
+                if need.rate is not None:
+                    self.starts[need.gate].remove(self.now)
+        self.claimed([lifecycle.release(job) for job in back], wanted, None, 0)
 
     def ended(self, job: Job, ending: Ending) -> Transition:
         outcome = Outcome(job.seq, job.claim, ending, self.now, self.now)
@@ -114,9 +143,13 @@ class GatesMachine(RuleBasedStateMachine):
             assert move is not None
             self.turn([move], None)
 
-    @rule(wait=st.booleans(), owner=st.integers(0, 1))
-    def take(self, wait: bool, owner: int) -> None:
-        takens = [storage.gates.take(LOCK, self.now, owner=self.owners[owner], wait=wait) for storage in self.storages]
+    @rule(need=st.sampled_from([LOCK, CALLED]), wait=st.booleans(), owner=st.integers(0, 1))
+    def take(self, need: Need, wait: bool, owner: int) -> None:
+        takens = [storage.gates.take(need, self.now, owner=self.owners[owner], wait=wait) for storage in self.storages]
+        if takens[0].number == 0:
+            self.started([CALLED.gate])
+            assert takens == [takens[0]] * len(takens), "the storages disagree"
+            return
         assert len({taken._replace(number=None) for taken in takens}) == 1, "the storages disagree"
         if takens[0].number is not None:  # each storage counts for itself
             self.callers.append([taken.number or 0 for taken in takens])
@@ -135,10 +168,12 @@ class GatesMachine(RuleBasedStateMachine):
         self.cleared = True
         self.ask(lambda storage: storage.gates.clear([LOCK.gate], self.now))
 
-    @rule(seconds=st.sampled_from([0.1, KEPT_FOR + 0.1, -3600.0]))
+    @rule(seconds=st.sampled_from([0.1, 0.5, KEPT_FOR + 0.1, -3600.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        self.strict = self.strict and seconds == 0.1
+        if seconds < 0:
+            self.starts = {gate: [] for gate in RATES}
+        self.strict = self.strict and 0 < seconds < 1
         self.ask(lambda storage: storage.gates.wake(self.now))
 
     @rule(queue=queues)
@@ -166,7 +201,8 @@ class GatesMachine(RuleBasedStateMachine):
             return
         states = self.ask(lambda storage: storage.gates.states())
         for state in states:
-            assert len(state.holders) <= state.slots == SLOTS[state.name]
+            if state.name in SLOTS:
+                assert len(state.holders) <= state.slots == SLOTS[state.name]
         running = self.find(RUNNING)
         for gate, slots in SLOTS.items():
             if gate == LOCK.gate and self.cleared:
@@ -174,10 +210,20 @@ class GatesMachine(RuleBasedStateMachine):
             assert sum(gate in {need.gate for need in NEEDS_OF[job.task]} for job in running) <= slots
 
     @invariant()
+    def never_more_than_the_rate(self) -> None:
+        """Of those whom the storage has let in after a wait, only jobs are counted: callers can but lower the bound."""
+        for gate, starts in getattr(self, "starts", {}).items():
+            rate = RATES[gate]
+            for first, began in enumerate(starts):
+                number = len(starts) - first
+                assert number <= (self.now - began) / rate.interval + rate.burst + 1e-3, gate
+
+    @invariant()
     def all_storages_are_alike(self) -> None:
         if hasattr(self, "storages"):
             self.ask(lambda storage: storage.find(JobFilter()))
             self.ask(lambda storage: storage.reasons())
+            self.ask(lambda storage: storage.next_due())
 
     @rule()
     def nobody_is_forgotten(self) -> None:
@@ -190,9 +236,12 @@ class GatesMachine(RuleBasedStateMachine):
             continue
         jobs = self.find(RUNNING)
         cleared = True
-        while jobs or cleared:  # behind a job in the line there may be somebody who takes the lock and keeps it
+        # Behind a job in the line there may be somebody who takes the lock and keeps it, or a token.
+        while jobs or cleared or self.storages[0].next_due() is not None:
             jobs = self.claimed([self.ended(job, Ending.SUCCEEDED) for job in jobs], 50, None, 0)
-            cleared = self.ask(lambda storage: bool(storage.gates.clear([LOCK.gate], self.now)))
+            cleared = self.ask(lambda storage: bool(storage.gates.clear([LOCK.gate, CALLED.gate], self.now)))
+            due = self.storages[0].next_due()
+            self.now = self.now if due is None else max(self.now, due)
         assert self.find(WAITING) == []
         assert self.ask(lambda storage: storage.gates.states()) == []
 
@@ -240,10 +289,10 @@ def steps_of(storage: SqliteStorage, work: Callable[[], object]) -> int:
 
 
 def crowd(directory: Path, waiting: int) -> tuple[SqliteStorage, ClaimRequest, list[Job]]:
-    """A storage in which one job runs at each of two full gates, and so many are blocked there."""
+    """A storage in which jobs run at each of three full gates, and so many are blocked there."""
     storage = SqliteStorage(directory / f"{waiting}.db", durability="normal")
     request = ClaimRequest(storage.register({}), 10)._replace(needs=NEEDS)
-    tasks = ["one", "locked"] * (waiting // 2)
+    tasks = ["one", "locked", "paced"] * (waiting // 3)
     storage.add([Job(0, "", task, JobState.READY, created=NOW) for task in tasks])
     running: list[Job] = []
     while storage.queues():
@@ -304,7 +353,21 @@ def test_a_caller_is_refused_at_the_same_cost_however_many_wait(tmp_path: Path) 
     assert costs[1] < 1.2 * costs[0] + 100, costs
 
 
-def test_where_nothing_is_limited_a_turn_asks_one_question(tmp_path: Path) -> None:
+def test_a_token_goes_to_the_next_at_the_same_cost_however_many_wait(tmp_path: Path) -> None:
+    costs = []
+    for waiting in (100, 4000):
+        storage, request, _ = crowd(tmp_path, waiting)
+
+        def work(storage: SqliteStorage = storage, request: ClaimRequest = request) -> None:
+            for second in range(1, 11):
+                assert [job.task for job in storage.turn([], request, NOW + second).jobs] == ["paced"]
+
+        costs.append(steps_of(storage, work))
+        storage.close()
+    assert costs[1] < 1.2 * costs[0] + 200, costs
+
+
+def test_where_nothing_is_limited_a_turn_asks_two_questions(tmp_path: Path) -> None:
     storage = SqliteStorage(tmp_path / "queue.db", durability="normal")
     request = ClaimRequest(storage.register({}), 10)
     storage.add([Job(0, "", "free", JobState.READY, created=NOW) for _ in range(10)])
@@ -312,6 +375,9 @@ def test_where_nothing_is_limited_a_turn_asks_one_question(tmp_path: Path) -> No
     statements: list[str] = []
     storage._connections.writer().set_trace_callback(statements.append)
     storage.turn([succeeded(job) for job in jobs], request, NOW)
-    about = [one for one in statements if "liteq_place" in one or "liteq_gate" in one]
-    assert about == ["SELECT max(id) FROM liteq_place"]
+    about = [one for one in statements if any(f"liteq_{table}" in one for table in ("place", "gate", "bucket"))]
+    assert about == [
+        "SELECT max(id) FROM liteq_place",
+        "SELECT min(due) FROM liteq_bucket WHERE due IS NOT NULL",
+    ]
     storage.close()

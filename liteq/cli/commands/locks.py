@@ -1,4 +1,4 @@
-"""``liteq locks``: who holds a lock or a slot of a limit, and how many wait for it."""
+"""``liteq locks``: who holds a lock or a slot of a limit, what may start at a rate, and how many wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from liteq.cli.times import iso
 
 def declare(commands: Commands) -> None:
     """Declare the command."""
-    locks = commands.add("locks", show, "show who holds locks and limits (max_running), and how many wait")
+    locks = commands.add("locks", show, "show who holds locks and limits (max_running, rate_limit), and how many wait")
     locks.add_argument(
         "--flush",
         metavar="NAME",
@@ -31,7 +31,7 @@ def show(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
     found = [_lock(one) for one in app.locks()] + [_limit(one) for one in app.limits.list()]
     for one in found:
         output.record(one)
-    rows = [(one["kind"], one["name"], f"{one['held']}/{one['slots']}", one["waiting"], _who(one)) for one in found]
+    rows = [(one["kind"], one["name"], _held(one), one["waiting"], _who(one)) for one in found]
     output.table(("KIND", "NAME", "HELD", "WAITING", "HOLDERS"), rows, right=(2, 3))
     return DONE
 
@@ -49,8 +49,18 @@ def _lock(state: Any) -> dict[str, Any]:
 
 
 def _limit(state: Any) -> dict[str, Any]:
-    name = state.task if state.key is None else f"{state.task}[{state.key}]"
-    return _keys("limit", name, state.max_running, state)
+    name = state.task or state.name
+    name = name if state.key is None else f"{name}[{state.key}]"
+    if state.rate_limit is None:
+        return _keys("limit", name, state.max_running, state)
+    return {
+        "kind": "rate",
+        "name": name,
+        "rate": state.rate_limit,
+        "tokens": state.tokens,
+        "waiting": state.waiting,
+        "next_at": None if state.next_at is None else iso(state.next_at),
+    }
 
 
 def _keys(kind: str, name: str, slots: int, state: Any) -> dict[str, Any]:
@@ -72,7 +82,13 @@ def _keys(kind: str, name: str, slots: int, state: Any) -> dict[str, Any]:
     }
 
 
+def _held(record: dict[str, Any]) -> str:
+    return record["rate"] if record["kind"] == "rate" else f"{record['held']}/{record['slots']}"
+
+
 def _who(record: dict[str, Any]) -> str:
+    if record["kind"] == "rate":
+        return f"{record['tokens']} may start" if record["next_at"] is None else f"next at {record['next_at']}"
     return ", ".join(_holder(holder) for holder in record["holders"]) or "-"
 
 
