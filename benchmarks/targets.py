@@ -96,7 +96,7 @@ def _targets() -> Iterator[Target]:
     yield Target("cron expression, against cronsim", "triggers", "parse + next/to cronsim", "at most", 1.0)
     yield Target("FileStorage, enqueue, normal", "file", "normal/enqueue/liteq", "at least", 5_000)
     yield Target("FileStorage, drain, normal, 2 threads", "file", "normal/drain thread-2/liteq", "at least", 10_000)
-    for what in ("enqueue", "drain thread-2"):
+    for what in ("enqueue", "drain thread-2", "drain process-2"):
         yield Target(f"FileStorage, {what}, against FileHuey", "file", f"normal/{what}/ratio", "at least", 1.0)
     yield Target("FileStorage, open with 100,000 waiting", "file", "open/100,000", "below", 2000.0)
     yield Target("FileStorage, claim with 100,000 against 1,000", "file", "claim/ratio", "at most", 1.5)

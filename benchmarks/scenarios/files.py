@@ -1,6 +1,6 @@
 """FileStorage: enqueue and run no-ops, beside huey's FileHuey, and what it costs that many jobs wait.
 
-Enqueue: one call a job, in a process that only enqueues. Drain: as in the scenario ``drain``, on thread workers. Open:
+Enqueue: one call a job, in a process that only enqueues. Drain: as in the scenario ``drain``, on two workers. Open:
 the first question of a storage that knows nothing yet, about a journal of so many single enqueues. Claim: a turn that
 claims and finishes ten jobs, on a shallow and a deep queue, which take turns in one loop. huey, where it is installed,
 runs in the same rounds.
@@ -37,19 +37,20 @@ def run(bench: Bench) -> Iterator[Figure]:
         yield from _beside(bench, f"{durability}/enqueue", partial(_enqueue, durability, calls), None)
         with bench.scratch() as directory:
             filled = _fill(directory / "filled", bench.size(20_000, 500))
-            liteq = partial(_drain, filled, durability)
-            yield from _beside(bench, f"{durability}/drain thread-{WORKERS}", liteq, WORKERS)
+            for kind in ("thread",) if bench.quick else ("thread", "process"):
+                liteq = partial(_drain, filled, durability, kind)
+                yield from _beside(bench, f"{durability}/drain {kind}-{WORKERS}", liteq, kind)
     yield from _depth(bench)
 
 
-def _beside(bench: Bench, prefix: str, liteq: partial[float], workers: int | None) -> Iterator[Figure]:
+def _beside(bench: Bench, prefix: str, liteq: partial[float], kind: str | None) -> Iterator[Figure]:
     number = bench.size(PEER_JOBS, 50)
     if find_spec("huey") is None or prefix.startswith("full"):  # it never asks the disk
         yield Figure(f"{prefix}/liteq", JOBS, tuple(bench.take_turns({"": liteq}, rounds=bench.rounds(3))[""]))
-    elif workers is None:
+    elif kind is None:
         yield from side_by_side(bench, prefix, liteq, partial(huey_enqueue, PEER, number))
     else:
-        yield from side_by_side(bench, prefix, liteq, partial(huey_drain, PEER, number, "thread", []))
+        yield from side_by_side(bench, prefix, liteq, partial(huey_drain, PEER, number, kind, []))
 
 
 def _enqueue(durability: Durability, calls: int, directory: Path) -> float:
@@ -71,16 +72,16 @@ def _fill(path: Path, number: int) -> Path:
     return path
 
 
-def _drain(filled: Path, durability: Durability, directory: Path) -> float:
+def _drain(filled: Path, durability: Durability, kind: str, directory: Path) -> float:
     """Jobs a second, from the start of the first to the end of the last."""
     path = Path(shutil.copytree(filled, directory / "queue"))
-    run_burst(path, durability, "thread", WORKERS)
+    run_burst(path, durability, kind, WORKERS)
     app = open_queue(path, durability).app
     jobs = app.jobs(limit=None)
     app.close()
     left = [job for job in jobs if job.state is not JobState.SUCCEEDED]
     if left:
-        raise ProcessFailed(f"{len(left)} of {len(jobs)} jobs were left by a consumer with {WORKERS} thread workers")
+        raise ProcessFailed(f"{len(left)} of {len(jobs)} jobs were left by a consumer with {WORKERS} {kind} workers")
     return len(jobs) / (max(job.finished or 0.0 for job in jobs) - min(job.started or 0.0 for job in jobs))
 
 

@@ -52,6 +52,14 @@ def test_a_quick_run_drains_a_queue_with_real_consumers_of_both_kinds(tmp_path: 
     assert not any(name.startswith("full") for name in run.by_name)
 
 
+@pytest.mark.slow
+def test_a_quick_run_measures_a_directory_of_files(tmp_path: Path) -> None:
+    done = benchmarks("file", "--quick", "--repeat", 1, "--durability", "normal", "--json", tmp_path / "file.jsonl")
+    assert done.returncode == 0, done.stderr
+    run = results.parse((tmp_path / "file.jsonl").read_text(encoding="utf-8"))
+    assert {"normal/enqueue/liteq", "normal/drain thread-2/liteq", "open/100,000", "claim/ratio"} <= set(run.by_name)
+
+
 def test_a_quick_run_is_not_recorded_unless_somebody_asks(tmp_path: Path) -> None:
     done = benchmarks("import", "--quick", "--results", tmp_path)
     assert done.returncode == 0, done.stderr
