@@ -799,10 +799,10 @@ def build(path: str | Path, *, wise: bool = False, **options: Any) -> LiteQ:
     """An app over a file of its own, with every task of this module.
 
     Args:
-        path: of a SQLite file, or, without a suffix, of the directory of a FileStorage.
+        path: of a SQLite file, or, without a suffix, of the directory of a FileStorage; or ``":memory:"``.
         wise: with `news`.
     """
-    if Path(path).suffix:
+    if Path(path).suffix or path == ":memory:":
         app = LiteQ(path, **({"durability": "normal"} | options))
     else:
         app = LiteQ(FileStorage(path, durability="normal"), **options)
