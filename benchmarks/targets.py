@@ -91,6 +91,8 @@ def _targets() -> Iterator[Target]:
                 yield Target(title, "schedules", f"{each}/{what}/{wrong}", "at most", 0.0)
         yield Target(f"10,000 schedules, pick-up, {each}, p99", "schedules", f"{each}/many/pick-up/p99", "below", 20.0)
         yield Target(f"10,000 schedules, slots missing, {each}", "schedules", f"{each}/many/missing", "at most", 0.0)
+    for each in DURABILITIES:
+        yield Target(f"a durable step beside one insert, {each}", "steps", f"{each}/step/ratio", "below", 2.0)
     for what, most in (("parse", 15.0), ("next", 15.0), ("next, far", 150.0)):
         yield Target(f"cron expression, {what}", "triggers", f"{what}/liteq", "below", most)
     yield Target("cron expression, against cronsim", "triggers", "parse + next/to cronsim", "at most", 1.0)

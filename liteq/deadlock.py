@@ -30,7 +30,7 @@ from liteq.clock import Clock, SystemClock
 from liteq.errors import StorageError
 from liteq.gates import PROCESS, gate_of, is_rate
 from liteq.job import Job, JobState
-from liteq.lifecycle import PAUSE_MARK, UNKNOWN_TASK
+from liteq.lifecycle import EVENT, PAUSE_MARK, UNKNOWN_TASK
 from liteq.storage.base import Owner, Standing, Storage
 
 WAIT_MARK = "wait:"
@@ -141,7 +141,8 @@ class Scene:
         if job.reason is not None and job.reason in self._holders:
             return any(holder not in self._stuck for holder in self._holders[job.reason])
         if job.state is JobState.BLOCKED:  # by jobs that may be in any queue
-            return (job.reason or "").startswith(UNKNOWN_TASK) or any(map(self._has_room, self._consumers))
+            reason = job.reason or ""
+            return reason.startswith((UNKNOWN_TASK, EVENT)) or any(map(self._has_room, self._consumers))
         if job.queue in self._paused or (job.due or 0.0) > self._now:
             return True
         able = self.consumers_of(job.queue)

@@ -14,9 +14,12 @@ from liteq.instants import moment
 from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import EVENT, UNKNOWN_TASK, Revocation, has_expired
 from liteq.schedule import AFTER_JOB
+from liteq.step import Step, StepKind, StepState
 from liteq.unique import followed_by_key
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
+#: A job is put to sleep a moment after it has recorded until when; in seconds.
+_ALMOST = 5.0
 #: How many holders, queues and the like are named.
 _NAMED = 3
 
@@ -93,6 +96,7 @@ class Facts:
         holders: who holds the lock or limit that it waits for, in words.
         slots: how many may hold it.
         prior: the job that it waits for, if that is one.
+        suspended: the step at which it sleeps, or waits for an event until it gives up.
     """
 
     job: Job
@@ -105,6 +109,7 @@ class Facts:
     holders: tuple[str, ...] = ()
     slots: int = 1
     prior: Job | None = None
+    suspended: Step | None = None
 
 
 def explain(facts: Facts) -> Explanation:
@@ -150,12 +155,32 @@ def _scheduled(facts: Facts) -> Cause:
     if job.due is None or job.due <= facts.now:
         return Cause("due", f"it is due since {_ago(facts, job.due)}; the next round of a consumer makes it ready")
     when = f"{_in(job.due - facts.now)}, at {_clock(job.due)}"
+    if facts.suspended is not None:
+        return _suspended(facts.suspended, job, when)
     sooner = f"app.result({job.id!r}).reschedule() has it run at once"
     if job.error is not None and job.attempt > job.base:
         error = job.error
         text = f"its attempt {error.number} did not succeed ({_what(error.error_type, error.message)}); the next one is"
         return Cause("retry", f"{text} due {when}", sooner)
     return Cause("scheduled", f"it is due {when}", sooner)
+
+
+def _suspended(step: Step, job: Job, when: str) -> Cause:
+    if step.kind is StepKind.SLEEP:
+        return Cause("sleep", f"it sleeps (task.sleep), and goes on {when}")
+    return Cause("event", f"it waits for the event {step.name!r}, and gives up {when}", _send(job, step.name))
+
+
+def _send(job: Job, event: str) -> str:
+    return f"liteq send APP {job.id} {event} --data JSON"
+
+
+def suspended_at(job: Job, steps: Sequence[Step]) -> Step | None:
+    """The step for which a scheduled job has given its worker back; ``None``: it is scheduled for another reason."""
+    last = steps[-1] if steps and job.state is JobState.SCHEDULED else None
+    if last is None or last.due is None or job.due is None or abs(last.due - job.due) > _ALMOST:
+        return None
+    return last if last.kind is StepKind.SLEEP or last.state is StepState.WAITING else None
 
 
 def _blocked(facts: Facts) -> Cause:
@@ -173,7 +198,7 @@ def _blocked(facts: Facts) -> Cause:
         )
     if why.startswith(EVENT):
         event = why.removeprefix(EVENT)
-        return Cause("event", f"it waits for the event {event!r}", f"liteq send APP {job.id} {event} --data JSON")
+        return Cause("event", f"it waits for the event {event!r}", _send(job, event))
     if facts.prior is not None or prior_id(job) is not None:
         return _after_another(facts)
     return Cause("blocked", f"it {why}" if why.startswith("waits ") else why or "nobody says why")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from liteq.engine import Engine
-from liteq.explanation import ConsumerFacts, Explanation, Facts, explain, prior_id
+from liteq.explanation import ConsumerFacts, Explanation, Facts, explain, prior_id, suspended_at
 from liteq.gates import gate_of
 from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Revocation
@@ -42,6 +42,7 @@ def _gathered(engine: Engine, job: Job) -> Facts:
         holders=holders,
         slots=slots,
         prior=None if prior is None else engine.storage.get(prior),
+        suspended=suspended_at(job, engine.storage.steps(job.seq)) if job.state is JobState.SCHEDULED else None,
     )
 
 

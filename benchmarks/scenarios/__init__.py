@@ -20,6 +20,7 @@ from benchmarks.scenarios import (
     peers,
     recovery,
     schedules,
+    steps,
     triggers,
     unique,
 )
@@ -50,6 +51,7 @@ SCENARIOS = {
     "file": Scenario("a directory of plain files instead of SQLite, beside huey's", files.run),
     "recovery": Scenario("from kill -9 to the second run of what was running", recovery.run),
     "schedules": Scenario("each slot once and on time, under kills, and 10,000 schedules", schedules.run),
+    "steps": Scenario("one recorded step, plain and as a coroutine, beside one insert", steps.run),
     "triggers": Scenario("cron expressions, read and asked for their next run", triggers.run),
     "import": Scenario("the import statement, in fresh processes", importing.run),
     "peers": Scenario("other queues on this machine, as they come", peers.run),

@@ -62,6 +62,7 @@ def test_one_that_waits_for_a_job_behind_it_is_doomed() -> None:
         ([running(1), waiting(2)], [consumer(1, alive=False)]),  # its consumer is dead, and it will run again
         ([running(1), waiting(2)], [Owner(1, {}, True)]),  # who knows how many workers that one has
         ([running(1), waiting(2, state=JobState.BLOCKED, reason="unknown task: x")], [consumer(1)]),
+        ([running(1), waiting(2, state=JobState.BLOCKED, reason="event: paid")], [consumer(1)]),
     ],
 )
 def test_one_that_may_get_on_is_left_alone(jobs: list[Standing], owners: list[Owner]) -> None:

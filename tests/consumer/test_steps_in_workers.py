@@ -17,6 +17,7 @@ from kinds import GET, endings
 from workshop import lines
 
 from liteq import JobState, LiteQ, lifecycle
+from liteq.consumer.dispatcher import Dispatcher
 from liteq.job import Ending
 from liteq.storage.base import ClaimRequest
 
@@ -105,13 +106,28 @@ def test_a_job_that_was_taken_over_can_record_nothing_and_stops(
 def test_a_step_that_takes_too_long_is_done_again_and_those_before_it_are_not(
     app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, worker_type: str, eventually: Any
 ) -> None:
-    with consume(app, worker_type=worker_type):
+    # Not a fork server: that of these tests has been told of another file.
+    with consume(app, worker_type=worker_type, start_method="spawn"):
         result = tasks.in_steps.using(timeout=0.3)(str(gate), log, 1, 2)
         eventually(lambda: lines(log).count("at the gate") == 2)
         gate.touch()
         assert result.get(GET) == 2
     assert lines(log) == ["1 0", "at the gate", "at the gate", "1 1", "1 after"]
     assert endings(result.job()) == [Ending.TIMEOUT, Ending.SUCCEEDED]
+
+
+def test_a_job_with_many_steps_does_not_wake_its_consumer_for_each(
+    app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wakes = []
+    step = Dispatcher._step
+    monkeypatch.setattr(Dispatcher, "_step", lambda self: (wakes.append(1), step(self))[1])
+    gate.touch()
+    with consume(app, workers=2):
+        assert tasks.in_steps(str(gate), log, 1, 3000).get(30) == 3000
+        recorded = len(wakes)
+        assert tasks.add(1, 1).get(GET) == 2, "it hears of what concerns it"
+    assert recorded < 2000
 
 
 def test_a_job_that_is_stopped_in_a_step_keeps_those_before_it(

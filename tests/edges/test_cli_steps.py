@@ -124,6 +124,25 @@ def test_json_is_not_sent_to_an_app_that_writes_something_else(
     app.close()
 
 
+def test_why_tells_for_what_it_waits_and_until_when_it_sleeps(
+    app: LiteQ, order: Result[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    @app.task(context=True, name="nap")
+    def nap(minutes: int, *, task: TaskContext) -> None:
+        if minutes:
+            task.sleep(60 * minutes)
+        task.wait_for("alarm", timeout=3600)
+
+    sleeping, waiting, delayed = nap(9), nap(0), nap.using(delay=600)(0)
+    work(app)
+    said = [run(app, capsys, "why", one.id)[1] for one in (order, sleeping, waiting, delayed)]
+    assert "it waits for the event 'approved'" in said[0]
+    assert "it sleeps (task.sleep), and goes on in 9" in said[1]
+    assert "it waits for the event 'alarm', and gives up in 60 min" in said[2]
+    assert f"liteq send {app.storage.location} {waiting.id} alarm --data JSON" in said[2]
+    assert "it is due in 10 min" in said[3]
+
+
 def test_show_tells_the_steps(app: LiteQ, order: Result[object], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(app, capsys, "show", order.id)
     lines = [line.split() for line in out.splitlines()]
