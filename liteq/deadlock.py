@@ -32,6 +32,7 @@ from liteq.gates import PROCESS, gate_of, is_rate
 from liteq.job import Job, JobState
 from liteq.lifecycle import EVENT, PAUSE_MARK, UNKNOWN_TASK
 from liteq.storage.base import Owner, Standing, Storage
+from liteq.unique import followed_by_key
 
 WAIT_MARK = "wait:"
 
@@ -64,7 +65,8 @@ class Scene:
         owners: the consumers.
         paused: queues.
         now: seconds since the epoch.
-        holders: by the reason for which a job is blocked at a full lock or limit, the jobs that hold its slots.
+        holders: by the reason for which a job is blocked at a full lock or limit, the jobs that hold its slots; by
+            that for which it follows another one of its unique key, that one.
     """
 
     def __init__(
@@ -184,9 +186,14 @@ def serves(consumer: Owner, queue: str) -> bool:
 
 
 def _holders(storage: Storage, reasons: Iterable[str | None]) -> dict[str, frozenset[int]]:
-    """By reason, which jobs hold all slots of the lock or limit that it names; where only jobs do."""
+    """By reason, which jobs hold all slots of the lock or limit that it names, where only jobs do; or which job is
+    followed."""
     found: dict[str, frozenset[int]] = {}
     for why in reasons:
+        before = followed_by_key(why or "")
+        followed = None if before is None else storage.get(before)
+        if why is not None and followed is not None:
+            found[why] = frozenset((followed.seq,))
         gate = gate_of(why or "")
         for state in storage.gates.states(gate) if gate is not None and not is_rate(gate) else ():
             jobs = frozenset(place.job for place in state.holders if place.job is not None)

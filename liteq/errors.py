@@ -315,22 +315,34 @@ class WouldDeadlock(LiteQError, RuntimeError):
     """
 
     def __init__(self, job_id: str, waiting: str, on_loop: bool = False) -> None:
-        super().__init__(
-            f"job {waiting} would wait for job {job_id} with get(), and stop the event loop on which it runs, with all "
-            "other jobs on it, perhaps the very one that it waits for. That one stays in its queue. In an async def "
-            "task write `await result`, or `await asyncio.to_thread(result.get)`"
-            if on_loop
-            else f"job {waiting} waits for job {job_id}, which cannot start: every worker that could run it is taken "
-            "by a job that waits like this one. It stays in its queue. Have more workers, put the jobs that are waited "
-            "for into a queue with a consumer of its own, or let a job go on without waiting: enqueue the next step "
-            "from the one before"
-        )
+        super().__init__(_in_vain(job_id, waiting, on_loop))
         self.job_id = job_id
         self.waiting = waiting
         self.on_loop = on_loop
 
     def __reduce__(self) -> tuple[type[WouldDeadlock], tuple[str, str, bool]]:
         return type(self), (self.job_id, self.waiting, self.on_loop)
+
+
+def _in_vain(job_id: str, waiting: str, on_loop: bool) -> str:
+    """Why one job waits for another one in vain, in words."""
+    if job_id == waiting:
+        return (
+            f"job {waiting} waits for itself: it has called a unique task whose key it has, or asked for its own "
+            "result. Let it go on without waiting"
+        )
+    if on_loop:
+        return (
+            f"job {waiting} would wait for job {job_id} with get(), and stop the event loop on which it runs, with all "
+            "other jobs on it, perhaps the very one that it waits for. That one stays in its queue. In an async def "
+            "task write `await result`, or `await asyncio.to_thread(result.get)`"
+        )
+    return (
+        f"job {waiting} waits for job {job_id}, which cannot start: every worker that could run it is taken by a job "
+        "that waits like this one. It stays in its queue. Have more workers, put the jobs that are waited for into a "
+        "queue with a consumer of its own, or let a job go on without waiting: enqueue the next step from the one "
+        "before"
+    )
 
 
 class TaskTimeout(LiteQError, TimeoutError):

@@ -101,6 +101,7 @@ class Result(Generic[R]):
         """The finished job, or ``None`` after ``limit`` seconds."""
         if self._engine.immediate:
             return self._run(limit)
+        self._refuse_itself()
         clock = self._engine.clock
         deadline = None if limit is None else clock.monotonic() + limit
         finished = threading.Event()
@@ -124,6 +125,7 @@ class Result(Generic[R]):
 
         if self._engine.immediate:
             return await asyncio.to_thread(self._run, limit)
+        self._refuse_itself()
         try:
             async with asyncio.timeout(limit):
                 while True:
@@ -135,6 +137,12 @@ class Result(Generic[R]):
                         raise WouldDeadlock(self.id, doomed.job.id)
         except TimeoutError:
             return await asyncio.to_thread(self._finished_job)
+
+    def _refuse_itself(self) -> None:
+        """A call of a unique task, made by the job that has its key, gives that very job."""
+        job = current_job.get()
+        if job is not None and job.id == self._id:
+            raise WouldDeadlock(job.id, job.id)
 
     async def _finish_seen(self, loop: asyncio.AbstractEventLoop, limit: float | None) -> Parent | None:
         """Wait for the finish; returns the job that waits here if it does so in vain."""

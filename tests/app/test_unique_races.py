@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from workbench import Program, work
 
-from liteq import LiteQ
+from liteq import LiteQ, TaskFailed
 
 ENQUEUE = """
     from liteq import LiteQ
@@ -92,3 +92,19 @@ def test_a_call_that_gets_a_known_job_never_gets_one_that_had_ended(on_file: Lit
         for thread in threads:
             thread.join()
     assert errors == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({}, "waits for itself"), ({"on_duplicate": "replace"}, "which cannot start")]
+)
+def test_a_job_that_waits_for_itself_or_for_one_that_follows_it_is_told(
+    on_file: LiteQ, options: dict[str, Any], words: str
+) -> None:
+    @on_file.task(unique=True, **options)
+    def task() -> object:
+        return task().get()
+
+    with on_file.run_in_background(workers=3), pytest.raises(TaskFailed, match=f"WouldDeadlock: .*{words}"):
+        task().get(timeout=30)
+    for result in on_file.jobs(state="blocked"):
+        on_file.revoke(result.id)
