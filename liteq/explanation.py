@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from liteq.gates import LOCK, gate_of
+from liteq.gates import LOCK, gate_of, is_rate
 from liteq.instants import moment
 from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import EVENT, UNKNOWN_TASK, Revocation, has_expired
@@ -95,6 +95,8 @@ class Facts:
         ahead: how many ready jobs of its queue come before it.
         holders: who holds the lock or limit that it waits for, in words.
         slots: how many may hold it.
+        rate: how often jobs may start, where that is what it waits for, such as ``"10/s"``.
+        waiting: how many jobs and callers wait for the same.
         prior: the job that it waits for, if that is one.
         suspended: the step at which it sleeps, or waits for an event until it gives up.
     """
@@ -108,6 +110,8 @@ class Facts:
     ahead: int = 0
     holders: tuple[str, ...] = ()
     slots: int = 1
+    rate: str | None = None
+    waiting: int = 0
     prior: Job | None = None
     suspended: Step | None = None
 
@@ -206,7 +210,11 @@ def _blocked(facts: Facts) -> Cause:
 
 def _at_gate(facts: Facts, gate: str) -> Cause:
     kind, _, name = gate.partition(":")
-    what = f"the lock {name!r}" if gate.startswith(LOCK) else f"the {kind.replace('_', ' ')} of {name}"
+    if is_rate(gate):
+        wait = f"; {facts.waiting} wait{'s'[: facts.waiting == 1]} for it" if facts.waiting else ""
+        text = f"the rate limit of {name}{'' if facts.rate is None else f', {facts.rate},'} is used up{wait}"
+        return Cause("rate_limit", text, "its turn comes by itself; liteq locks APP shows when the next one starts")
+    what = f"the lock {name!r}" if gate.startswith(LOCK) else f"the {kind} of {name}"
     if not facts.holders:
         return Cause(kind, f"it waits for {what}, in line with others", "liteq locks APP shows how many wait")
     held = f"held by {_some(facts.holders)}"

@@ -11,6 +11,7 @@ from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Revocation
 from liteq.limits import Holder, holders_of
 from liteq.storage.base import Owner
+from liteq.storage.gates import GateState
 
 
 def why(engine: Engine, job_id: str) -> Explanation:
@@ -28,7 +29,7 @@ def _gathered(engine: Engine, job: Job) -> Facts:
     now = engine.clock.now()
     if job.state in FINISHED:
         return Facts(job, now)
-    holders, slots = _at_gate(engine, job)
+    gate = _gate(engine, job)
     prior = prior_id(job)
     mark = f"{PAUSE_MARK}{job.queue}"
     return Facts(
@@ -39,8 +40,10 @@ def _gathered(engine: Engine, job: Job) -> Facts:
         told=job.state is JobState.RUNNING and engine.is_told(job),
         consumers=_consumers(engine),
         ahead=engine.storage.ahead(job.seq) if job.state is JobState.READY else 0,
-        holders=holders,
-        slots=slots,
+        holders=() if gate is None else tuple(_in_words(one) for one in holders_of(engine.storage, gate)),
+        slots=1 if gate is None else gate.slots,
+        rate=None if gate is None or gate.rate is None else gate.rate.text,
+        waiting=0 if gate is None else gate.waiting,
         prior=None if prior is None else engine.storage.get(prior),
         suspended=suspended_at(job, engine.storage.steps(job.seq)) if job.state is JobState.SCHEDULED else None,
     )
@@ -74,14 +77,11 @@ def _consumer(owner: Owner, running: int) -> ConsumerFacts:
     )
 
 
-def _at_gate(engine: Engine, job: Job) -> tuple[tuple[str, ...], int]:
-    """Who holds what a blocked job waits for, in words, and how many may."""
+def _gate(engine: Engine, job: Job) -> GateState | None:
+    """The gate in whose line a blocked job stands."""
     gate = gate_of(job.reason or "") if job.state is JobState.BLOCKED else None
-    states = [] if gate is None else [one for one in engine.storage.gates.states(gate) if one.name == gate]
-    if not states:
-        return (), 1
-    [state] = states
-    return tuple(_in_words(one) for one in holders_of(engine.storage, state)), state.slots
+    states = [] if gate is None else engine.storage.gates.states(gate)
+    return next((one for one in states if one.name == gate), None)
 
 
 def _in_words(holder: Holder) -> str:

@@ -134,6 +134,15 @@ def test_a_lock_that_a_process_holds_is_named(app: LiteQ) -> None:
     assert cause.text.startswith("it waits for the lock 'ledger', held by process ")
 
 
+def test_a_rate_that_is_used_up_is_named(app: LiteQ) -> None:
+    rated = app.task(name="rated", rate_limit="1/h")(lambda: None)
+    owner = consumer(app)
+    results = [rated() for _ in range(3)]
+    claim(app, owner)
+    [cause] = results[1].why().causes
+    assert (cause.code, cause.text) == ("rate_limit", "the rate limit of rated, 1/h, is used up; 2 wait for it")
+
+
 def test_jobs_before_it_are_counted_by_priority_and_age() -> None:
     app = LiteQ(MemoryStorage())
     task = app.task(name="t")(lambda: None)

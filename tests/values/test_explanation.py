@@ -109,6 +109,16 @@ CASES: list[tuple[Job, dict[str, Any], dict[str, str]]] = [
         {"lock": "it waits for the lock 'x', in line with others"},
     ),
     (
+        moved(BLOCKED, reason=gates.reason("rate:shop.mail[ann]")),
+        {"rate": "10/s", "waiting": 3},
+        {"rate_limit": "the rate limit of shop.mail[ann], 10/s, is used up; 3 wait for it"},
+    ),
+    (
+        moved(BLOCKED, reason=gates.reason("rate_limit:api")),
+        {"waiting": 1},
+        {"rate_limit": "the rate limit of api is used up; 1 waits for it"},
+    ),
+    (
         moved(BLOCKED, reason=unique.reason("3-c")),
         {"prior": Job(3, "3-c", "t", JobState.RUNNING)},
         {"unique": "it waits for the end of job 3-c, which has its unique key and is running"},
