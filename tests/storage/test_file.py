@@ -371,13 +371,19 @@ def _insides(model: Model) -> dict[str, Any]:
         "scheduled": sorted(model._scheduled._keys.items()),
         "gates": gates,
         "of_job": model._gates._of_job,
+        "buckets": model._gates._buckets,
+        "next token": model._gates.next_due(),
     }
+
+
+#: ``_dues`` is made of the buckets, and ``_abandoned`` is empty between two verbs.
+_OF_GATES = {"_house", "_gates", "_places", "_of_job", "_next", "_buckets", "_dues", "_abandoned"}
 
 
 def test_no_attribute_of_the_model_is_left_out_of_its_state() -> None:
     unknown = set(vars(Model())) - set(TABLES) - _MADE_ANEW - _FROM_ROWS
     assert unknown == set(), "kept in memory, and neither in TABLES nor made anew from the rows"
-    assert set(vars(Model()._gates)) == {"_house", "_gates", "_places", "_of_job", "_next"}, "see GateTable"
+    assert set(vars(Model()._gates)) == _OF_GATES, "see GateTable"
 
 
 def test_others_go_on_with_a_journal_that_was_replaced(storage: FileStorage, reopen: Callable[[], FileStorage]) -> None:
