@@ -145,7 +145,7 @@ class Transaction(ABC):
     @property
     @abstractmethod
     def has_begun(self) -> bool:
-        """Whether anything was written."""
+        """Whether anything was written, be it that it was rolled back since by somebody else."""
 
     @abstractmethod
     def begin(self) -> None:

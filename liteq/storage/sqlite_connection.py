@@ -65,7 +65,7 @@ class OfAJob(Protocol):
     thread: int
 
     @property
-    def has_begun(self) -> bool: ...
+    def holds_the_lock(self) -> bool: ...
 
     def abandon(self, why: str) -> None: ...
 
@@ -277,13 +277,13 @@ class Connections:
     def wait_for_other_jobs(self, but: OfAJob | None) -> None:
         """Give the jobs of this process that hold the write lock time to end, unless there is none: on greenlets they
         get none while we are inside SQLite."""
-        if any(one is not but and one.has_begun for one in self._of_jobs[:]):
+        if any(one is not but and one.holds_the_lock for one in self._of_jobs[:]):
             SystemClock.sleep(BUSY_PAUSE)
 
     def _refuse_to_wait_for_own_job(self) -> None:
         here = threading.get_ident()
         for one in self._of_jobs[:]:
-            if one.thread == here and one.has_begun:
+            if one.thread == here and one.holds_the_lock:
                 raise StorageBusy(
                     f"job {one.job} has written through task.connection() and holds the write lock until it ends, and "
                     "this thread would wait for it for ever; nothing was stored. Do this before the job writes there. "

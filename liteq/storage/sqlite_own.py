@@ -145,6 +145,10 @@ class JobTransaction(Transaction):
 
     @property
     def has_begun(self) -> bool:
+        return self._begun
+
+    @property
+    def holds_the_lock(self) -> bool:
         return self._begun and not self._over
 
     # ── statements of the job's ──────────────────────────────────────────────────────────────────────
@@ -156,6 +160,8 @@ class JobTransaction(Transaction):
             self._refuse_if_over()
         try:
             execute(*arguments)
+            # A statement that another thread has interrupted may come back as if it had ended.
+            self._refuse_if_over()
             return
         except sqlite3.DatabaseError:
             self._refuse_if_over()
@@ -170,6 +176,7 @@ class JobTransaction(Transaction):
         self.begin()
         if refused != "BEGIN":
             execute(*arguments)
+            self._refuse_if_over()
 
     def _authorize(self, action: int, first: str | None, _second: str | None, schema: str | None, _: str | None) -> int:
         """Whether a statement may be prepared: not one that writes before the transaction, nor one that ends it."""
@@ -186,7 +193,7 @@ class JobTransaction(Transaction):
 
     def begin(self) -> None:
         tries = 0
-        while not self.has_begun and not self._try_to_begin():
+        while not self.holds_the_lock and not self._try_to_begin():
             tries += 1
             if tries >= self._connections.attempts:
                 raise self._connections.busy(tries)
@@ -234,6 +241,7 @@ class JobTransaction(Transaction):
 
     def go_back(self) -> None:
         """Forget what was written since the last `mark`; where there is none, let others write."""
+        self._refuse_if_over()
         if self._marked:
             self._ours("ROLLBACK TO by_liteq")
         elif self.has_begun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import sys
 import threading
@@ -540,6 +541,27 @@ def test_what_a_job_enqueues_exists_if_it_succeeds_and_is_told_then(
     assert [job.arguments for job in on_file.jobs(task="mail")] == stored
     assert heard == stored[:4]  # given a connection, liteq does not know whose it is
     assert orders(path) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_job_that_has_written_and_forks_fails_instead_of_succeeding_without_what_it_wrote(
+    on_file: LiteQ, connect: Any, path: Path
+) -> None:
+    @on_file.task(context=True)
+    def place(task: TaskContext) -> None:
+        order(task.connection())
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+
+    result = place()
+    work(on_file)
+    assert result.state is JobState.FAILED
+    assert result.error is not None
+    assert "was rolled back: the process was forked" in result.error.message
+    assert orders(path) == 0
 
 
 def test_a_session_of_sqlalchemy_writes_together_with_a_jobs_success(
