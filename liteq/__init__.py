@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Cancel,
         ClaimLost,
         ConfigurationError,
+        DependencyFailed,
         DuplicateJob,
         DuplicateSchedule,
         DuplicateStep,
@@ -71,8 +72,9 @@ if TYPE_CHECKING:
     from liteq.storage.file import FileStorage
     from liteq.storage.memory import MemoryStorage
     from liteq.storage.sqlite import SqliteStorage
-    from liteq.task import Signature, Task
+    from liteq.task import Task
     from liteq.triggers import Trigger, at, crontab, every, parse_trigger
+    from liteq.workflow import Signature, chord, group
 
 __all__ = [
     "Attempt",
@@ -81,6 +83,7 @@ __all__ = [
     "ClaimLost",
     "CompressedSerializer",
     "ConfigurationError",
+    "DependencyFailed",
     "DuplicateJob",
     "DuplicateSchedule",
     "DuplicateStep",
@@ -142,8 +145,10 @@ __all__ = [
     "WouldDeadlock",
     "__version__",
     "at",
+    "chord",
     "crontab",
     "every",
+    "group",
     "parse_trigger",
     "signals",
 ]
@@ -163,8 +168,9 @@ _ROOMS = {
     "storage.file": ("FileStorage",),
     "storage.memory": ("MemoryStorage",),
     "storage.sqlite": ("SqliteStorage",),
-    "task": ("Signature", "Task"),
+    "task": ("Task",),
     "triggers": ("Trigger", "at", "crontab", "every", "parse_trigger"),
+    "workflow": ("Signature", "chord", "group"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

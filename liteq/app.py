@@ -24,11 +24,11 @@ from liteq.instants import positive_seconds, seconds, timestamp, zone
 from liteq.job import FINISHED, WAITING, Job, JobFilter, JobState
 from liteq.lifecycle import PAUSE_MARK
 from liteq.locks import Lock, locks_of
-from liteq.result import Result
+from liteq.result import Result, ResultGroup
 from liteq.serializers import Serializer, serializer_for
 from liteq.signals import Receiver, check_names
 from liteq.storage.base import Owner, Storage
-from liteq.task import Signature, Task
+from liteq.task import Task
 from liteq.whereabouts import directory_of, namespace_of_caller, storage_for
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from liteq.schedules import Schedules
     from liteq.step import Step
     from liteq.triggers import Trigger
+    from liteq.workflow import Group, Single, Workflow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -400,33 +401,48 @@ class LiteQ:
 
     # ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
 
-    def enqueue(self, signature: Signature[R], *, connection: object = None) -> Result[R]:
-        """Enqueue what ``task.s(...)`` made.
+    @overload
+    def enqueue(self, workflow: Single[R], *, connection: object = ...) -> Result[R]: ...
+    @overload
+    def enqueue(self, workflow: Group[R], *, connection: object = ...) -> ResultGroup[R]: ...
+    def enqueue(self, workflow: Workflow[R], *, connection: object = None) -> Result[R] | ResultGroup[R]:
+        """Enqueue what ``task.s(...)`` made, or a pipeline, chord or group: all of its jobs, in one transaction.
 
         Args:
             connection: an open `sqlite3.Connection` to the queue's file, or what has one underneath (a cursor, a
-                SQLAlchemy session, Django's ``connection``): the job belongs to its transaction, and exists if and
-                when that is committed. No signal is sent for it. In immediate mode it is not looked at.
+                SQLAlchemy session, Django's ``connection``): the jobs belong to its transaction, and exist if and
+                when that is committed. No signal is sent for them. In immediate mode it is not looked at.
+
+        Returns:
+            A handle on the job, or on the last one of a pipeline or chord; of a group, one on each member.
 
         Raises:
-            TypeError, ConfigurationError: it is no such connection, is closed, another thread's, or has other files
-                open.
-            StorageError: nothing was stored; for one, the connection may only read, or is kept from writing by others.
+            TypeError, ConfigurationError: an argument is wrong; or it is no such connection, is closed, another
+                thread's, or has other files open.
+            SerializationError, StorageError: nothing was stored; for one, the connection may only read, or is kept from
+                writing by others.
         """
-        if not isinstance(signature, Signature):
-            raise TypeError(f"app.enqueue takes a Signature (task.s(...)), not {type(signature).__name__}")
-        if connection is None:
-            return signature.task(*signature.args, **signature.kwargs)
-        with self.batch(connection=connection):
-            return signature.task(*signature.args, **signature.kwargs)
+        from liteq.workflow import Workflow, enqueue
 
-    async def aenqueue(self, signature: Signature[R], *, connection: object = None) -> Result[R]:
+        if not isinstance(workflow, Workflow):
+            what = "a Signature (task.s(...)), or a pipeline, chord or group of such"
+            raise TypeError(f"app.enqueue takes {what}, not {type(workflow).__name__}")
+        if connection is None:
+            return enqueue(workflow, self.engine)
+        with self.batch(connection=connection):
+            return enqueue(workflow, self.engine)
+
+    @overload
+    async def aenqueue(self, workflow: Single[R], *, connection: object = ...) -> Result[R]: ...
+    @overload
+    async def aenqueue(self, workflow: Group[R], *, connection: object = ...) -> ResultGroup[R]: ...
+    async def aenqueue(self, workflow: Any, *, connection: object = None) -> Any:
         """`enqueue` for coroutines. With a ``connection`` it is done on this thread, as that is the connection's."""
         import asyncio
 
         if connection is not None:
-            return self.enqueue(signature, connection=connection)
-        return await asyncio.to_thread(self.enqueue, signature)
+            return self.enqueue(workflow, connection=connection)
+        return await asyncio.to_thread(self.enqueue, workflow)
 
     def batch(self, *, connection: object = None) -> Block:
         """``with app.batch():`` stores everything enqueued inside in one transaction at the end, or nothing if the
@@ -537,7 +553,9 @@ class LiteQ:
     # ── commands ─────────────────────────────────────────────────────────────────────────────────────
 
     def revoke(self, result_or_id: Result[Any] | str, *, terminate: bool = False) -> bool:
-        """Do not run this job; see `Result.revoke`."""
+        """Do not run this job (of a workflow's result: all of it); see `Result.revoke`."""
+        if isinstance(result_or_id, Result):
+            return result_or_id.revoke(terminate)
         return self.engine.revoke(_id(result_or_id), terminate=terminate)
 
     def restore(self, result_or_id: Result[Any] | str) -> bool:

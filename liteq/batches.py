@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar, Token
+from typing import Protocol
 
 from liteq.job import Job
+from liteq.plan import Plan
 
-#: New jobs, and who is to be handed the stored ones.
-Call = tuple[Sequence[Job], Callable[[Sequence[Job]], None]]
+
+class Receive(Protocol):
+    """Who is to be handed stored jobs."""
+
+    def __call__(self, jobs: Sequence[Job], /) -> None: ...
+    def places(self) -> Iterable[tuple[int, object]]:
+        """The handles on them, each with the position of its job."""
+        ...
+
+
+#: New jobs, who is to be handed the stored ones, and what they wait for.
+Call = tuple[Sequence[Job], Receive, Plan | None]
 
 
 class Batch:

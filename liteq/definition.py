@@ -54,6 +54,8 @@ class CallKeywords(TypedDict, total=False):
     queue: str
     id: str
     expires: float | timedelta | datetime
+    after: object
+    on_failure: Literal["fail", "run"]
     retries: int
     retry_delay: float | timedelta | Sequence[float | timedelta]
     retry_backoff: float

@@ -19,6 +19,7 @@ from liteq.clock import Clock
 from liteq.definition import Declarations, Definition, Options, check_name, policy_without_task
 from liteq.errors import (
     ConfigurationError,
+    DependencyFailed,
     DuplicateJob,
     JobFinished,
     JobNotFound,
@@ -32,12 +33,13 @@ from liteq.gates import gate_of, is_rate
 from liteq.job import FINISHED, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Success, Transition
 from liteq.locks import Locks
+from liteq.plan import Plan, is_waiting, merged
 from liteq.serializers import Serializer
 from liteq.storage.base import CALLER, ClaimRequest, Storage
 from liteq.waiting import Waiters
 
 if TYPE_CHECKING:
-    from liteq.batches import Batch, Block, Call
+    from liteq.batches import Batch, Block, Call, Receive
     from liteq.transactions import OwnTransaction
 
 #: The values of a mark ``cancel:<seq>``: the running job is to be stopped, or only told.
@@ -142,40 +144,48 @@ class Engine:
 
     # ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
 
-    def enqueue(self, jobs: Sequence[Job], receive: Callable[[Sequence[Job]], None]) -> None:
+    def enqueue(self, jobs: Sequence[Job], receive: Receive, plan: Plan | None = None) -> None:
         """Store new jobs and hand the stored ones to ``receive``; inside `batch`, at its end.
+
+        Args:
+            jobs: not stored yet.
+            receive: knows the handles on them, for which other jobs of the batch may wait.
+            plan: what they wait for.
 
         Raises:
             StorageError: none was stored.
+            ConfigurationError: neither; the plan has pending edges, and there is no batch.
         """
         if not self.runtime.around_enqueue:
-            self._enqueue(jobs, receive)
+            self._enqueue(jobs, receive, plan)
         else:
             from liteq.middleware import Enqueuing
 
             runtime = self.runtime
             enqueuing = Enqueuing(runtime.around_enqueue, jobs, runtime.serializer, runtime.report)
-            enqueuing.around(lambda: self._enqueue(enqueuing.jobs, enqueuing.receiving(receive)))
+            enqueuing.around(lambda: self._enqueue(enqueuing.jobs, enqueuing.receiving(receive), plan))
         if self.immediate:
             self.run_ready()
 
-    def _enqueue(self, jobs: Sequence[Job], receive: Callable[[Sequence[Job]], None]) -> None:
+    def _enqueue(self, jobs: Sequence[Job], receive: Receive, plan: Plan | None) -> None:
         batch = self._batch.get()
-        if batch is None or not batch.collect([(jobs, receive)]):
-            receive(self._store(jobs))
+        if batch is None or not batch.collect([(jobs, receive, plan)]):
+            receive(self._store(jobs, plan and plan.found({})))
 
-    def _store(self, jobs: Sequence[Job], connection: object = None) -> list[Job]:
+    def _store(self, jobs: Sequence[Job], plan: Plan | None = None, connection: object = None) -> list[Job]:
         submitted = [lifecycle.submit(job, job.created) for job in jobs]
         if connection is not None and not self.immediate:
-            return self.storage.add(submitted, connection)  # whether it is ever committed only the caller knows
+            # Whether it is ever committed only the caller knows.
+            return self.storage.add(submitted, connection, plan)
         own = self._own.get()
         if own is not None and own.is_open:
-            return own.add(submitted)
-        stored = self.storage.add(submitted)
+            return own.add(submitted, plan)
+        stored = self.storage.add(submitted) if plan is None else self.storage.add(submitted, plan=plan)
         if self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED):
             for position, job in enumerate(stored):
                 if position not in stored.known:
                     self._announce_enqueued(job)
+        self._announce_dependents(stored.ended)
         return stored
 
     def _announce_enqueued(self, job: Job) -> None:
@@ -205,8 +215,8 @@ class Engine:
         return Block(self._batch, lambda calls: self._store_calls(calls, connection), alone=connection is not None)
 
     def _store_calls(self, calls: Sequence[Call], connection: object) -> None:
-        stored = iter(self._store([job for jobs, _ in calls for job in jobs], connection))
-        for jobs, receive in calls:
+        stored = iter(self._store([job for jobs, _, _ in calls for job in jobs], _merged(calls), connection))
+        for jobs, receive, _ in calls:
             receive([next(stored) for _ in jobs])
         if self.immediate:
             self.run_ready()
@@ -258,6 +268,7 @@ class Engine:
         for one, transition, applied in zip(others, transitions, turn.applied, strict=False):
             self._announce_ended(one, transition, applied)
         again = self._announce_refused(refused, turn.applied[decided:])
+        self._announce_dependents(turn.ended)
         jobs, held_back = self._admitted(turn.jobs, turn.marks, now)
         return Round(again + jobs, held_back, turn.next_due, _cancelled(turn.marks), turn.marks, turn.next_token)
 
@@ -381,6 +392,19 @@ class Engine:
         if self.signals.heard(name):
             self.announce(name, after(job, transition), None)
 
+    def _announce_dependents(self, ended: Sequence[tuple[Job, Transition]]) -> None:
+        """Log and signal the ends of jobs that waited for one that ended without success."""
+        from liteq import logs
+
+        for job, transition in ended:
+            logs.not_run(job, transition)
+            name = _SIGNAL_OF_TARGET[transition.target]
+            if self.signals.heard(name):
+                stored = self.storage.get(job.id) or job
+                record = transition.record
+                error = None if record is None else DependencyFailed(job.id, record.error_type, record.message)
+                self.announce(name, after(stored, transition), error)
+
     # ── recovery and tidying: what consumers do for each other ───────────────────────────────────────
 
     def recover(self) -> int:
@@ -406,6 +430,7 @@ class Engine:
                 if answer:
                     recovered += 1
                     self._announce_ended(one, transition, True)
+            self._announce_dependents(applied.ended)
             if not any(applied):  # somebody else recovers the same ones
                 break
         return recovered
@@ -429,10 +454,13 @@ class Engine:
         now = self.clock.now()
         jobs = self.storage.find(JobFilter(expired_at=until, expired_after=since, limit=AT_ONCE))
         pairs = [(job, transition) for job in jobs if (transition := lifecycle.expire(job, now)) is not None]
-        answers = self.storage.apply([transition for _, transition in pairs], now) if pairs else []
+        if not pairs:
+            return 0
+        answers = self.storage.apply([transition for _, transition in pairs], now)
         for (job, transition), applied in zip(pairs, answers, strict=True):
             if applied:
                 self._announce_unstarted(job, transition)
+        self._announce_dependents(answers.ended)
         return sum(answers)
 
     def drop_stale_marks(self) -> None:
@@ -472,8 +500,10 @@ class Engine:
             transition = rule(job, now)
             if transition is None:
                 return False
-            if self.storage.apply([transition], now)[0]:
+            answers = self.storage.apply([transition], now)
+            if answers[0]:
                 self._announce_changed(job, transition)
+                self._announce_dependents(answers.ended)
                 if self.immediate:
                     self.run_ready()
                 return True
@@ -490,11 +520,7 @@ class Engine:
         while jobs := self.storage.find(replace(query, limit=AT_ONCE, after=after_seq)):
             now = self.clock.now()
             pairs = [(job, transition) for job in jobs if (transition := rule(job, now)) is not None]
-            answers = self.storage.apply([transition for _, transition in pairs], now) if pairs else []
-            for (job, transition), applied in zip(pairs, answers, strict=True):
-                if applied:
-                    self._announce_changed(job, transition)
-            changed += sum(answers)
+            changed += sum(self._apply_changes(pairs, now))
             after_seq = jobs[-1].seq
         if self.immediate:
             self.run_ready()
@@ -526,10 +552,7 @@ class Engine:
     def _revoke_together(self, jobs: Sequence[Job], terminate: bool) -> int:
         now = self.clock.now()
         pairs = [(job, transition) for job in jobs if (transition := lifecycle.revoke(job, now)) is not None]
-        answers = self.storage.apply([transition for _, transition in pairs], now) if pairs else []
-        for (job, transition), applied in zip(pairs, answers, strict=True):
-            if applied:
-                self._announce_changed(job, transition)
+        answers = self._apply_changes(pairs, now)
         ended = {job.seq for (job, _), applied in zip(pairs, answers, strict=True) if applied}
         others = [job for job in jobs if job.seq not in ended]  # they run, or have moved since
         return len(ended) + sum(self._revoke_if_there(job, terminate) for job in others)
@@ -544,6 +567,27 @@ class Engine:
         """Whether a running job was revoked since it was started."""
         key = f"{CANCEL_MARK}{job.seq}"
         return key in self.storage.marks(key)
+
+    def _apply_changes(self, pairs: Sequence[tuple[Job, Transition]], now: float) -> list[bool]:
+        """Apply these together, and announce what came of it."""
+        if not pairs:
+            return []
+        answers = self.storage.apply([transition for _, transition in pairs], now)
+        for (job, transition), applied in zip(pairs, answers, strict=True):
+            if applied:
+                self._announce_changed(job, transition)
+        self._announce_dependents(answers.ended)
+        return answers
+
+    def revoke_these(self, seqs: Sequence[int], *, terminate: bool = False) -> int:
+        """Revoke these jobs, in transactions of AT_ONCE; returns how many had not finished."""
+        revoked = 0
+        for start in range(0, len(seqs), AT_ONCE):
+            jobs = self.storage.plans.jobs(seqs[start : start + AT_ONCE])
+            revoked += self._revoke_together([job for job in jobs if job.state not in FINISHED], terminate)
+        if self.immediate:
+            self.run_ready()
+        return revoked
 
     def _announce_changed(self, job: Job, transition: Transition) -> None:
         if transition.target is JobState.REVOKED and self.signals.heard(S.REVOKED):
@@ -656,7 +700,8 @@ class Engine:
         if standing is None:
             return None
         if standing.state is JobState.BLOCKED:
-            return self.storage.next_due() if is_rate(gate_of(standing.reason or "") or "") else None
+            waits = is_waiting(standing.reason) or is_rate(gate_of(standing.reason or "") or "")
+            return self.storage.next_due() if waits else None  # perhaps of a job that this one waits for
         return standing.due if standing.state is JobState.SCHEDULED else None
 
     def _execute_here(self, job: Job) -> Outcome:
@@ -707,6 +752,18 @@ def after(job: Job, transition: Transition) -> Job:
         reason=transition.reason,
         attempts=() if transition.record is None else (transition.record,),
     )
+
+
+def _merged(calls: Sequence[Call]) -> Plan | None:
+    """What the jobs of a whole batch wait for."""
+    starts, places, position = [], {}, 0
+    for jobs, receive, _ in calls:
+        starts.append(position)
+        for offset, handle in receive.places():
+            places[id(handle)] = position + offset
+        position += len(jobs)
+    plan = merged((plan, start) for (_, _, plan), start in zip(calls, starts, strict=True))
+    return None if plan is None else plan.found(places)
 
 
 def _random() -> float:

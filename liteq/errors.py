@@ -28,7 +28,8 @@
     ├── LockReentered           (RuntimeError)  a lock was taken again by the one who holds it
     ├── TaskFailed              (Exception)     the job ended for good without success
     │   ├── TaskRevoked                         … because somebody revoked it, or it cancelled itself
-    │   └── TaskExpired                         … because it was not started before ``expires``
+    │   ├── TaskExpired                         … because it was not started before ``expires``
+    │   └── DependencyFailed                    … because a job that it waits for did not succeed
     └── StorageError            (OSError)       the file cannot be read or written; nothing was stored
         ├── StorageBusy         (TimeoutError)  somebody else kept the write lock for longer than the caller could wait
         ├── StorageUnusable                     not a liteq file, a directory, a network filesystem, not writable
@@ -448,6 +449,10 @@ class TaskRevoked(TaskFailed):
 
 class TaskExpired(TaskFailed):
     """The job was not started before its ``expires`` and will not run."""
+
+
+class DependencyFailed(TaskFailed):
+    """The job never ran, because one that it waits for ended without success; the message names that one."""
 
 
 class StorageError(LiteQError, OSError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import TYPE_CHECKING, Any, Protocol
 
+from liteq import plan
 from liteq.clock import Clock
 from liteq.context import Channel, Report, TaskContext, current_job, suspension_of
 from liteq.definition import Definition, Options
@@ -284,8 +285,11 @@ async def _run_async(
 
 def _arguments(job: Job, serializer: Serializer) -> tuple[Any, dict[str, Any]]:
     try:
-        return serializer.loads_call(job.payload)
-    except SerializationError as error:
+        args, kwargs = serializer.loads_call(job.payload)
+        if job.inputs is not None:
+            args = (*args, *plan.arguments(job.inputs, serializer.loads))
+        return args, kwargs
+    except (SerializationError, plan.ResultGone) as error:
         raise _Undecodable(f"the arguments of job {job.id} cannot be read, so it can never run: {error}") from error
 
 

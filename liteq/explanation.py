@@ -13,6 +13,7 @@ from liteq.gates import LOCK, gate_of, is_rate
 from liteq.instants import moment
 from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import EVENT, UNKNOWN_TASK, Revocation, has_expired
+from liteq.plan import Link, is_waiting
 from liteq.schedule import AFTER_JOB
 from liteq.step import Step, StepKind, StepState
 from liteq.unique import followed_by_key
@@ -99,6 +100,7 @@ class Facts:
         waiting: how many jobs and callers wait for the same.
         prior: the job that it waits for, if that is one.
         suspended: the step at which it sleeps, or waits for an event until it gives up.
+        missing: of the jobs that it waits for as a part of a workflow, those that have not ended.
     """
 
     job: Job
@@ -114,6 +116,7 @@ class Facts:
     waiting: int = 0
     prior: Job | None = None
     suspended: Step | None = None
+    missing: tuple[Link, ...] = ()
 
 
 def explain(facts: Facts) -> Explanation:
@@ -203,6 +206,8 @@ def _blocked(facts: Facts) -> Cause:
     if why.startswith(EVENT):
         event = why.removeprefix(EVENT)
         return Cause("event", f"it waits for the event {event!r}", _send(job, event))
+    if is_waiting(why):
+        return _after_others(facts)
     if facts.prior is not None or prior_id(job) is not None:
         return _after_another(facts)
     return Cause("blocked", f"it {why}" if why.startswith("waits ") else why or "nobody says why")
@@ -220,6 +225,15 @@ def _at_gate(facts: Facts, gate: str) -> Cause:
     held = f"held by {_some(facts.holders)}"
     room = "" if facts.slots == 1 else f" ({len(facts.holders)} of {facts.slots} slots are taken)"
     return Cause(kind, f"it waits for {what}, {held}{room}", "its turn comes when they end; liteq locks APP shows all")
+
+
+def _after_others(facts: Facts) -> Cause:
+    if not facts.missing:
+        return Cause("jobs", f"it {facts.job.reason}")
+    first = facts.missing[0]
+    waits = _some([f"{one.id} of {one.task}, which is {one.state}" for one in facts.missing])
+    which = "job" if len(facts.missing) == 1 else f"{len(facts.missing)} jobs:"
+    return Cause("jobs", f"it waits for the end of {which} {waits}", f"liteq why APP {first.id}")
 
 
 def _after_another(facts: Facts) -> Cause:

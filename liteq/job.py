@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from liteq.instants import moment
+from liteq.plan import Inputs
 from liteq.unique import Unique
 
 
@@ -52,6 +53,7 @@ class Ending(StrEnum):
     INTERRUPTED = "interrupted"  # the consumer was told to stop; costs no attempt
     UNKNOWN = "unknown"  # its worker does not know the task; costs no attempt
     SUSPENDED = "suspended"  # it sleeps, or waits for an event, without a worker; costs no attempt
+    DEPENDENCY = "dependency"  # it never began: a job that it waits for ended without success
 
 
 class Attempt(NamedTuple):
@@ -109,6 +111,7 @@ class Job(NamedTuple):
     given back; ``base`` is that count when the job was last requeued by hand, so ``attempt - base`` is spent of the
     present allowance; ``crashes`` of those ended by the death of a worker. ``claim`` is raised by every claim and never
     lowered: the fencing token. ``unique`` is what a new job says for its enqueue; a stored one says ``None``.
+    ``inputs`` is set where it is claimed: the results of the jobs that it has waited for.
     """
 
     seq: int
@@ -135,6 +138,7 @@ class Job(NamedTuple):
     progress: Progress | None = None
     attempts: tuple[Attempt, ...] = ()
     unique: Unique | None = None
+    inputs: Inputs | None = None
 
     @property
     def created_at(self) -> datetime:

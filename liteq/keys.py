@@ -44,7 +44,7 @@ def binder(signature: inspect.Signature) -> Binder:
 
 
 def _bound(signature: inspect.Signature, others: str | None, args: Args, kwargs: Kwargs) -> dict[str, Any]:
-    bound = signature.bind(*args, **kwargs)
+    bound = signature.bind_partial(*args, **kwargs)  # the result of a workflow's step before is not there yet
     bound.apply_defaults()
     named = dict(bound.arguments)
     return named if others is None else named.pop(others) | named

@@ -15,12 +15,15 @@
       blocked, scheduled ── the event is sent that it waits for ─▶ ready           it waits for an event)
       ready ── claimed, but a lock or limit has no room ─▶ blocked ── there is room ─▶ ready
       enqueue ── one of its unique key runs, and is to be followed ─▶ blocked ── that one has ended ─▶ ready / scheduled
+      enqueued, or ready again, but it waits for other jobs ─▶ blocked ── the last one ends ─▶ ready / scheduled
+      blocked ── one of them ends without success ─▶ failed / revoked ── that one is requeued ─▶ blocked
 
 Each function takes a Job and what happened and returns a Transition: a guard (which job, in which state, under which
 claim number) and the new fields. A storage applies it if the guard still holds and answers False if not; it never
 invents one, but promotes what is due, lets in whom a lock or limit has room for (`liteq.gates`), lets go on what
-followed a job of its unique key (`liteq.unique`), and wakes the job that waits for the event that is sent to it. So a
-stale owner cannot change a job that somebody else has claimed since.
+followed a job of its unique key (`liteq.unique`), wakes the job that waits for the event that is sent to it, and asks
+here what the end of a job means for those that wait for it (`liteq.plan`). So a stale owner cannot change a job that
+somebody else has claimed since.
 """
 
 from __future__ import annotations
@@ -31,8 +34,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, NamedTuple
 
+from liteq.errors import DependencyFailed
 from liteq.gates import gate_of
 from liteq.job import FINISHED, WAITING, Attempt, Death, Ending, Job, JobState, Outcome
+from liteq.plan import Rule
 from liteq.retry import RetryDelay
 from liteq.unique import Unique
 from liteq.unique import reason as follows
@@ -390,6 +395,80 @@ def reschedule(job: Job, due: float, now: float) -> Transition | None:
     if job.state not in (JobState.READY, JobState.SCHEDULED):
         return None
     return _waiting(_moved(job, JobState.READY), due, now)._replace(due=due)
+
+
+# ── jobs that wait for jobs ──────────────────────────────────────────────────────────────────────────────
+
+
+def unmet(rule: Rule, state: JobState) -> JobState | None:
+    """How a dependent ends because a prerequisite ended in ``state``; ``None``: it does not, that end counts as met."""
+    if rule is Rule.END:
+        return None
+    if rule is Rule.FAILURE:
+        return None if state in _FAILURES else JobState.REVOKED
+    return {JobState.SUCCEEDED: None, JobState.REVOKED: JobState.REVOKED}.get(state, JobState.FAILED)
+
+
+_FAILURES = frozenset({JobState.FAILED, JobState.EXPIRED})
+
+
+def depend(job: Job, prior: Job, rule: Rule, now: float) -> Transition | None:
+    """What becomes of a waiting job because of the end of a prerequisite; ``None``: that end counts as met.
+
+    Args:
+        job: the dependent.
+        prior: finished, with its last attempt.
+        rule: of the edge between them.
+        now: seconds since the epoch.
+    """
+    target = unmet(rule, prior.state)
+    if target is None:
+        return None
+    if rule is Rule.FAILURE and prior.state is JobState.SUCCEEDED:
+        return _ended(job, target, now, f"not needed: job {prior.id} ({prior.task}) succeeded")
+    why = _why(prior)
+    if target is JobState.REVOKED:
+        return _ended(job, target, now, why)._replace(drop_mark=cancel_mark(job))
+    record = Attempt(job.attempt, Ending.DEPENDENCY, None, now, DependencyFailed.__name__, why)
+    return _moved(job, target)._replace(finished=now, record=record)
+
+
+#: What is kept of the words of the error that stopped a whole plan, in characters.
+_LONGEST_WHY = 1_000
+
+
+def _why(prior: Job) -> str:
+    """Why the dependents of a job end that ended without success: because of it, or of what had ended it."""
+    if prior.state is JobState.REVOKED:
+        inherited = (prior.reason or "").startswith(_NOT_RUN)
+        return str(prior.reason) if inherited else f"{_NOT_RUN}job {prior.id} ({prior.task}) was revoked"
+    if prior.state is JobState.EXPIRED:
+        return f"{_NOT_RUN}job {prior.id} ({prior.task}) was not started before it expired"
+    last = prior.error
+    if last is not None and last.ending == Ending.DEPENDENCY:
+        return last.message
+    said = "" if last is None else f": {last.error_type}: {last.message}"
+    if len(said) > _LONGEST_WHY:
+        said = f"{said[:_LONGEST_WHY]} …"
+    return f"{_NOT_RUN}job {prior.id} ({prior.task}) failed{said}"
+
+
+_NOT_RUN = "not run, because "
+
+
+def await_others(job: Job, reason: str, *, forget_expiry: bool = False) -> Transition:
+    """Block a waiting job until the jobs that it waits for have ended.
+
+    Args:
+        reason: see `liteq.plan.reason`.
+        forget_expiry: it expires so long after that, and not by itself.
+    """
+    return _moved(job, JobState.BLOCKED)._replace(reason=reason, forget_expiry=forget_expiry)
+
+
+def follow_again(job: Job, reason: str) -> Transition:
+    """Block a job that had ended because of one that it waits for, and which is about to run again."""
+    return _moved(job, JobState.BLOCKED)._replace(reason=reason, drop_mark=cancel_mark(job))
 
 
 def _moved(job: Job, target: JobState) -> Transition:

@@ -85,6 +85,13 @@ def unstarted(job: Job, transition: Transition) -> None:
     _write(INFO, str(transition.target), {"job": job.id, "task": job.task, "reason": transition.reason})
 
 
+def not_run(job: Job, transition: Transition) -> None:
+    """A job ended because one that it waits for did not succeed; of that one, an ERROR or the like has been told."""
+    record = transition.record
+    why = transition.reason if record is None else record.message
+    _write(WARNING, "not run", {"job": job.id, "task": job.task, "state": str(transition.target), "reason": why})
+
+
 def lost_claim(job: Job, outcome: Outcome) -> None:
     """An outcome came too late: the job had been given to somebody else."""
     _write(WARNING, "outcome dropped", {"job": job.id, "task": job.task, "claim": job.claim, "ending": outcome.ending})

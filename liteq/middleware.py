@@ -10,16 +10,16 @@ The first that was registered is the outermost.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from contextvars import Context
 from typing import Any, Literal, NamedTuple, cast
 
+from liteq.batches import Receive
 from liteq.context import Report, current_job
 from liteq.definition import check_headers
 from liteq.job import Job, with_headers
 from liteq.serializers import Serializer
 
-Receive = Callable[[Sequence[Job]], None]
 #: Runs a coroutine to its end, in a context.
 RunCoroutine = Callable[[Coroutine[Any, Any, Any], Context], Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -281,6 +281,21 @@ async def _done(answer: Any) -> Any:
 # ── around an enqueue ────────────────────────────────────────────────────────────────────────────────────
 
 
+class _Receiving:
+    """Hands stored jobs to one receiver, then to another function."""
+
+    def __init__(self, receive: Receive, then: Callable[[Sequence[Job]], None]) -> None:
+        self._receive = receive
+        self._then = then
+
+    def __call__(self, jobs: Sequence[Job]) -> None:
+        self._receive(jobs)
+        self._then(jobs)
+
+    def places(self) -> Iterable[tuple[int, object]]:
+        return self._receive.places()
+
+
 class Enqueuing:
     """New jobs on their way into the storage, each inside of every middleware. They are stored together, perhaps later.
 
@@ -340,15 +355,13 @@ class Enqueuing:
 
     def receiving(self, receive: Receive) -> Receive:
         """``receive``, and the end of each middleware behind it."""
+        return _Receiving(receive, self._end)
 
-        def received(stored: Sequence[Job]) -> None:
-            receive(stored)
-            passages, self._passages = self._passages, []
-            for job, row in zip(stored, passages, strict=True):
-                for one in reversed(row):
-                    self._leave(one, job)
-
-        return received
+    def _end(self, stored: Sequence[Job]) -> None:
+        passages, self._passages = self._passages, []
+        for job, row in zip(stored, passages, strict=True):
+            for one in reversed(row):
+                self._leave(one, job)
 
     def _leave(self, one: _Passage, job: Job) -> None:
         """The job is stored: an error now must not look as if it were not, or it would be enqueued again."""

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 from liteq import lifecycle
 from liteq.context import current_job, this_thread
 from liteq.engine import Engine
-from liteq.errors import LiteQError, ResultTimeout, TaskExpired, TaskFailed, TaskRevoked, WouldDeadlock
+from liteq.errors import LiteQError, ResultTimeout, TaskFailed, WouldDeadlock
 from liteq.instants import due_at, positive_seconds
 from liteq.job import FINISHED, Job, JobState, Progress
+from liteq.plan import unsuccessful
 
 if TYPE_CHECKING:
     import asyncio
@@ -220,7 +221,9 @@ class Result(Generic[R]):
     def error(self) -> TaskFailed | None:
         """How the last attempt failed; ``None`` if it did not, or there was none yet."""
         last = self.job().error
-        return None if last is None else TaskFailed(self.id, last.error_type, last.message, last.traceback)
+        if last is None:
+            return None
+        return unsuccessful(self.id, "failed", "", last.error_type, last.message, last.traceback)
 
     def steps(self) -> list[Step]:
         """What the job has recorded with ``task.step``, ``task.sleep`` and ``task.wait_for``, in order.
@@ -249,6 +252,14 @@ class Result(Generic[R]):
             False if it had finished already.
         """
         return self._engine.revoke(self.id, terminate=terminate)
+
+    @property
+    def workflow(self) -> ResultGroup[Any]:
+        """This job and all that it waits for, or has waited for, directly or not, in the order of enqueue: the steps of
+        the workflow that leads to it."""
+        seq = self.job().seq if self._seq is None else self._seq
+        found = self._engine.storage.plans.steps([seq])
+        return ResultGroup(Result(self._engine, job_id, one) for one, job_id in found)
 
     def restore(self) -> bool:
         """Undo `revoke`; False if the job is not revoked."""
@@ -288,14 +299,9 @@ class Result(Generic[R]):
 
 def failure(job: Job) -> TaskFailed:
     """The exception that tells a caller how a finished job ended without success."""
-    if job.state is JobState.REVOKED:
-        return TaskRevoked(job.id, "Revoked", job.reason or "revoked")
-    if job.state is JobState.EXPIRED:
-        return TaskExpired(job.id, "Expired", job.reason or "not started before it expired")
     last = job.error
-    if last is None:
-        return TaskFailed(job.id, "Unknown", "its history was lost")
-    return TaskFailed(job.id, last.error_type, last.message, last.traceback)
+    said = ("", "", "") if last is None else (last.error_type, last.message, last.traceback)
+    return unsuccessful(job.id, str(job.state), job.reason or "", *said)
 
 
 def _left(deadline: float | None, now: float) -> float | None:
@@ -437,7 +443,33 @@ class ResultGroup(Generic[R]):
 
     def progress(self) -> tuple[int, int]:
         """How many of them have finished, and how many there are."""
-        return sum(result.is_ready() for result in self._results), len(self._results)
+        if not self._results:
+            return 0, 0
+        seqs = self._seqs()
+        done = self._results[0]._engine.storage.finished(seqs)
+        return sum(seq in done for seq in seqs), len(seqs)
+
+    def _seqs(self) -> list[int]:
+        return [result.job().seq if result._seq is None else result._seq for result in self._results]
+
+    @property
+    def workflow(self) -> ResultGroup[Any]:
+        """These jobs and all that they wait for, directly or not, in the order of enqueue."""
+        if not self._results:
+            return ResultGroup()
+        engine = self._results[0]._engine
+        found = engine.storage.plans.steps(self._seqs())
+        return ResultGroup(Result(engine, job_id, seq) for seq, job_id in found)
+
+    def revoke(self, terminate: bool = False) -> int:
+        """Revoke each of them that has not finished, and with them what waits for them; see `Result.revoke`.
+
+        Returns:
+            How many had not finished.
+        """
+        if not self._results:
+            return 0
+        return self._results[0]._engine.revoke_these(self._seqs(), terminate=terminate)
 
     def __iter__(self) -> Iterator[Result[R]]:
         return iter(self._results)
@@ -457,11 +489,79 @@ class ResultGroup(Generic[R]):
         return f"<ResultGroup of {len(self._results)}>"
 
 
-def receive_into(results: Sequence[Result[Any]]) -> Callable[[Sequence[Job]], None]:
-    """What gives these handles their ids once their jobs are stored."""
+class WorkflowResult(Result[R]):
+    """The handle on the last job of a workflow, and so on all of it.
 
-    def receive(jobs: Sequence[Job]) -> None:
-        for result, job in zip(results, jobs, strict=True):
+    Args:
+        engine: as of `Result`.
+        steps: handles on every job of it that has a part in the result.
+    """
+
+    __slots__ = ("_steps",)
+
+    def __init__(self, engine: Engine, steps: Sequence[Result[Any]]) -> None:
+        super().__init__(engine)
+        self._steps = steps
+
+    @property
+    def workflow(self) -> ResultGroup[Any]:
+        """Every job of the workflow, in the order of enqueue; without error handlers."""
+        return ResultGroup(self._steps)
+
+    def revoke(self, terminate: bool = False) -> bool:
+        """Revoke the whole workflow: each job of it that has not finished; see `Result.revoke`.
+
+        Returns:
+            False if all had finished already.
+        """
+        return self.workflow.revoke(terminate=terminate) > 0
+
+
+class WorkflowGroup(ResultGroup[R]):
+    """The handles on the members of a group, and so on all of the workflow that it stands at the end of.
+
+    Args:
+        results: of the members.
+        steps: as of `WorkflowResult`.
+    """
+
+    __slots__ = ("_steps",)
+
+    def __init__(self, results: Iterable[Result[R]], steps: Sequence[Result[Any]]) -> None:
+        super().__init__(results)
+        self._steps = steps
+
+    @property
+    def workflow(self) -> ResultGroup[Any]:
+        """Every job of the workflow, in the order of enqueue; without error handlers."""
+        return ResultGroup(self._steps)
+
+    def revoke(self, terminate: bool = False) -> int:
+        """Revoke the whole workflow: each job of it that has not finished; returns how many had not."""
+        return self.workflow.revoke(terminate=terminate)
+
+
+class Receiver:
+    """What gives these handles their ids once their jobs are stored.
+
+    Args:
+        results: the handles, in the order of the jobs.
+        whole: another handle on one of them, and its position.
+    """
+
+    __slots__ = ("_results", "_whole")
+
+    def __init__(self, results: Sequence[Result[Any]], whole: tuple[int, Result[Any]] | None = None) -> None:
+        self._results = results
+        self._whole = whole
+
+    def __call__(self, jobs: Sequence[Job]) -> None:
+        for result, job in zip(self._results, jobs, strict=True):
             result._id, result._seq = job.id, job.seq
+        if self._whole is not None:
+            position, result = self._whole
+            result._id, result._seq = jobs[position].id, jobs[position].seq
 
-    return receive
+    def places(self) -> list[tuple[int, Result[Any]]]:
+        """The handles, each with the position of its job."""
+        return [*enumerate(self._results), *([] if self._whole is None else [self._whole])]

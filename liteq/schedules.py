@@ -22,8 +22,9 @@ from liteq.result import Result
 from liteq.schedule import CatchUp, Overlap, Schedule, aimed, trigger_of
 from liteq.slots import busy, fire
 from liteq.storage.base import Fire
-from liteq.task import Signature, Task, lasting
+from liteq.task import Task, lasting
 from liteq.unique import Unique, with_unique, without_unique
+from liteq.workflow import Signature
 
 if TYPE_CHECKING:
     from liteq.triggers import Trigger
@@ -386,6 +387,8 @@ class Schedules:
         if isinstance(task, Signature):
             if args or kwargs:
                 raise TypeError("task.s(...) brings its arguments along; leave out args and kwargs")
+            if task.handlers or not isinstance(task.task, Task):
+                raise TypeError("a schedule makes single jobs; a task that it names may enqueue a workflow")
             args, kwargs, task = task.args, task.kwargs, task.task
         called = self._called(task, wanted)
         if task is None:

@@ -1,4 +1,4 @@
-"""Task: the decorated function. Calling it stores a job; `Signature` is such a call that is not stored yet."""
+"""Task: the decorated function. Calling it stores a job."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, tzinfo
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, Unpack, overload
 
+from liteq import plan
 from liteq.definition import (
     LIMIT_KEY,
     PER_CALL,
@@ -25,11 +26,13 @@ from liteq.engine import Engine
 from liteq.errors import ConfigurationError, PayloadTooLarge, SerializationError
 from liteq.instants import due_at, seconds, timestamp
 from liteq.job import Job, JobState, shorten, with_headers
-from liteq.result import Result, ResultGroup, receive_into
+from liteq.result import Receiver, Result, ResultGroup
 from liteq.unique import UNIQUE_OPTIONS, Rule, rule_of
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a program that has no keys and no workflows never loads what they take
     from liteq.keys import KeyOf, UniqueOf
+    from liteq.waits import After, Waits
+    from liteq.workflow import Signature
 
 _READY = JobState.READY  # a look-up of an enum's member costs 50 ns, and there is one for each job
 #: The fields of a Job after `summary`, before anybody has claimed it.
@@ -51,6 +54,8 @@ class CallOptions(NamedTuple):
     id: str | None = None
     expires: float | timedelta | datetime | None = None
     headers: Mapping[str, str] | None = None
+    after: After | None = None
+    on_failure: str | None = None
     again: Mapping[str, Any] = {}  # what it says of `unique` and the like; nobody changes it
     text: str | None = None
 
@@ -83,9 +88,11 @@ class Task(Generic[P, R]):
         if call.headers:
             self._text = with_headers(self._text, call.headers)
         self._keys = _limit_keys(definition, self._signature)
+        self._after = None if call.after is None else _waits(call.after, call.on_failure)
         rule = _unique_rule(definition, call)
         self._unique_of = None if rule is None else _unique_of(self._name, self._signature, rule)
         self._debounce = None if rule is None else rule.debounce
+        self._unique_by_all = rule is not None and rule.by is True
         times = (call.eta, call.delay, call.expires, options.expires, self._debounce)
         self._timed = any(one is not None for one in times)
 
@@ -107,7 +114,8 @@ class Task(Generic[P, R]):
         """
         engine = self._engine()
         result: Result[R] = Result(engine)
-        engine.enqueue((self.job(engine, args, kwargs),), receive_into((result,)))
+        job = self.job(engine, args, kwargs)
+        engine.enqueue((job,), Receiver((result,)), None if self._after is None else self._plan(engine, 1))
         return result
 
     enqueue = __call__
@@ -130,7 +138,7 @@ class Task(Generic[P, R]):
         if self._call.id is not None and len(jobs) > 1:
             raise TypeError("map() over a task with id=... would store one job only; leave the id out")
         results: list[Result[R]] = [Result(engine) for _ in jobs]
-        engine.enqueue(jobs, receive_into(results))
+        engine.enqueue(jobs, Receiver(results), self._plan(engine, len(jobs)))
         return ResultGroup(results)
 
     async def amap(self, calls: Iterable[Any]) -> ResultGroup[R]:
@@ -185,22 +193,62 @@ class Task(Generic[P, R]):
             options: ``eta``, ``delay``, ``priority``, ``queue``, ``id``, ``expires``, ``retries``, ``retry_delay``,
                 ``retry_backoff``, ``retry_max_delay``, ``retry_jitter``, ``timeout``, ``on_crash``, ``max_crashes``,
                 ``headers`` (texts by name, which travel beside the arguments), ``unique``, ``unique_for``,
-                ``on_duplicate``, ``debounce``, ``debounce_max`` (``None`` undoes the task's own).
+                ``on_duplicate``, ``debounce``, ``debounce_max`` (``None`` undoes the task's own); ``after``: Results,
+                ResultGroups or ids of the jobs that must end first, and ``on_failure``: if one does not succeed,
+                ``"fail"`` (the default), or ``"run"`` all the same.
 
         Raises:
             TypeError: an option does not exist or has the wrong type. ConfigurationError: it makes no sense.
         """
         return Task(self._engine, self.definition, _checked_call(self._call, dict(options)))
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
-        """This call, not enqueued yet: for ``app.enqueue`` and later for workflows and schedules."""
+    @overload
+    def s(self) -> Signature[R]: ...
+    @overload
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
+        """This call, not enqueued yet: for ``app.enqueue``, workflows and schedules.
+
+        In a workflow, the result of the step before is appended to these arguments; whether they are all is seen when
+        it is enqueued.
+        """
+        return self._follow_up(args, kwargs)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """As `s`, but in a workflow the result of the step before is not appended."""
+        from liteq.workflow import Signature
+
         self._bind(args, kwargs)
+        return Signature(self, args, kwargs, takes=False)
+
+    def _follow_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature[R]:
+        """A call that lacks an argument, perhaps: the result of the step before."""
+        from liteq.workflow import Signature
+
+        try:
+            self._signature.bind_partial(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}{self._signature}: {error}") from None
         return Signature(self, args, kwargs)
 
-    def job(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
-        """The Job that stands for this call; not stored."""
-        if kwargs or not self._least <= len(args) <= self._most:
-            self._bind(args, kwargs)  # takes 5 µs; most calls are too plain to go wrong
+    def _belongs_to(self, engine: Engine) -> bool:
+        """Whether this is a task of the app whose engine this is."""
+        return self._engine() is engine
+
+    def job(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any], more: int = 0) -> Job:
+        """The Job that stands for this call; not stored.
+
+        Args:
+            more: how many arguments will be appended to these when it runs.
+        """
+        if more and self._unique_by_all:
+            raise ConfigurationError(
+                f"{self.name} was not enqueued: it is unique by its arguments, and in this workflow the last one is a "
+                f"result that is not known yet. Give it a key (unique='...'), or let it take no result: "
+                f"{self.name}.si(...)"
+            )
+        if more or kwargs or not self._least <= len(args) <= self._most:
+            self._bind(args, kwargs, more)  # takes 5 µs; most calls are too plain to go wrong
         serializer = engine.runtime.serializer
         try:
             payload = serializer.dumps_call(args, kwargs, self._names)
@@ -219,6 +267,26 @@ class Task(Generic[P, R]):
         unique = self._unique_of(args, kwargs, serializer, payload)
         return tuple.__new__(Job, (*call, *_BEFORE_UNIQUE, unique, *_AFTER_UNIQUE))
 
+    def _plan(self, engine: Engine, number: int) -> plan.Plan | None:
+        """What so many calls made now wait for, if anything."""
+        return None if self._after is None else self._after.plan(engine, self.name, number, self._terms(None), self._id)
+
+    def _terms(self, shape: str | None) -> plan.Terms:
+        """What holds for a call that waits for other jobs."""
+        call = self._call
+        expires = self.definition.options.expires if call.expires is None else call.expires
+        lasts = None if expires is None or isinstance(expires, datetime) else seconds(expires, "expires")
+        return plan.Terms(shape, None if call.delay is None else seconds(call.delay, "delay"), lasts)
+
+    @property
+    def _rule(self) -> plan.Rule | None:
+        """Which ends of the jobs that it waits for let it run, if the call says so."""
+        if self._call.on_failure is None:
+            return None
+        from liteq.waits import check_on_failure
+
+        return check_on_failure(self._call.on_failure)
+
     def _times(self, now: float, zone: tzinfo) -> tuple[float | None, float | None]:
         """When a call made now is due, and when it expires."""
         call = self._call
@@ -227,11 +295,15 @@ class Task(Generic[P, R]):
         # One that lies in the past already has just passed: that is where consumers look for it.
         return due, None if expires is None else max(now, _expiry(expires, now, zone))
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], more: int = 0) -> None:
         try:
-            self._signature.bind(*args, **kwargs)
+            self._signature.bind(*args, *[None] * more, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.name}{self._signature}: {error}") from None
+            hint = (
+                ". In this workflow the result of the step before is its last positional argument; "
+                f"{self.name}.si(...) takes none"
+            )
+            raise TypeError(f"{self.name}{self._signature}: {error}{hint if more else ''}") from None
 
     # ── run here ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -273,31 +345,14 @@ def lasting(task: Task[Any, Any]) -> float | None:
         TypeError: the call has options that only a single job can have.
     """
     call = task._call
-    for what, value in (("eta", call.eta), ("delay", call.delay), ("id", call.id), ("debounce", task._debounce)):
+    named = {"eta": call.eta, "delay": call.delay, "id": call.id, "after": call.after, "on_failure": call.on_failure}
+    for what, value in {**named, "debounce": task._debounce}.items():
         if value is not None:
             raise TypeError(f"{what} is not for schedules: the trigger says when, and each slot has its own id")
     expires = task.definition.options.expires if call.expires is None else call.expires
     if isinstance(expires, datetime):
         raise TypeError("expires takes seconds in a schedule: each of its jobs expires so long after its slot")
     return None if expires is None else seconds(expires, "expires")
-
-
-class Signature(Generic[R]):
-    """One call of a task that is not enqueued yet. Made by ``task.s(...)``; stored by ``app.enqueue(signature)``."""
-
-    __slots__ = ("args", "kwargs", "task")
-
-    def __init__(self, task: Task[Any, R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.task = task
-        self.args = args
-        self.kwargs = kwargs
-
-    def using(self, **options: Unpack[CallKeywords]) -> Signature[R]:
-        """The same call with other options; see `Task.using`."""
-        return Signature(self.task.using(**options), self.args, self.kwargs)
-
-    def __repr__(self) -> str:
-        return f"<Signature {self.task.name}({_summary(self.args, self.kwargs)})>"
 
 
 def caller_signature(definition: Definition) -> inspect.Signature:
@@ -419,6 +474,8 @@ def _checked_call(call: CallOptions, options: dict[str, Any]) -> CallOptions:
         check_integer(direct["priority"], "priority", least=-(1 << 63))
     if direct.get("headers") is not None:
         direct["headers"] = check_headers(direct["headers"])
+    if direct.get("after") is not None or direct.get("on_failure") is not None:
+        direct |= _checked_waits(direct)
     due_at(0.0, _utc(), eta=direct.get("eta"), delay=direct.get("delay"))
     if direct.get("expires") is not None:
         _expiry(direct["expires"], 0.0, _utc())
@@ -433,6 +490,21 @@ def _checked_call(call: CallOptions, options: dict[str, Any]) -> CallOptions:
 
 #: The options of a call that are kept as they are given.
 _DIRECT = tuple(name for name in CallOptions._fields if name not in ("again", "text"))
+
+
+def _waits(after: After, on_failure: str | None) -> Waits:
+    from liteq.waits import Waits
+
+    return Waits(after, on_failure)
+
+
+def _checked_waits(direct: dict[str, Any]) -> dict[str, Any]:
+    """``after`` as it is kept, and ``on_failure``, if they are given."""
+    from liteq.waits import check_after, check_on_failure
+
+    if direct.get("on_failure") is not None:
+        check_on_failure(direct["on_failure"])
+    return {"after": check_after(direct["after"])} if direct.get("after") is not None else {}
 
 
 def _overrides(call: CallOptions) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from liteq import lifecycle
 from liteq.job import Job, Outcome
+from liteq.plan import Plan
 from liteq.storage.base import Added, Storage
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ class OwnTransaction:
         """Take the write lock; it may be waited for."""
         self._transaction.begin()
 
-    def add(self, jobs: Sequence[Job]) -> Added:
+    def add(self, jobs: Sequence[Job], plan: Plan | None = None) -> Added:
         """Store jobs that exist if the job succeeds."""
-        added = self._transaction.add(jobs)
+        added = self._transaction.add(jobs, plan)
         if self._announce is not None:
             self._enqueued += [job for position, job in enumerate(added) if position not in added.known]
         return added

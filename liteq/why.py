@@ -10,6 +10,7 @@ from liteq.gates import gate_of
 from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Revocation
 from liteq.limits import Holder, holders_of
+from liteq.plan import Link, is_waiting
 from liteq.storage.base import Owner
 from liteq.storage.gates import GateState
 
@@ -46,7 +47,16 @@ def _gathered(engine: Engine, job: Job) -> Facts:
         waiting=0 if gate is None else gate.waiting,
         prior=None if prior is None else engine.storage.get(prior),
         suspended=suspended_at(job, engine.storage.steps(job.seq)) if job.state is JobState.SCHEDULED else None,
+        missing=_missing(engine, job),
     )
+
+
+def _missing(engine: Engine, job: Job) -> tuple[Link, ...]:
+    """The jobs that a blocked one waits for and that have not ended."""
+    if job.state is not JobState.BLOCKED or not is_waiting(job.reason):
+        return ()
+    links = engine.storage.plans.prerequisites(job.seq)
+    return tuple(link for link in links if link.state is not None and link.state not in FINISHED)
 
 
 def _revoked(engine: Engine, job: Job, now: float) -> Revocation | None:

@@ -15,6 +15,7 @@ from liteq.errors import ConfigurationError, StorageError
 from liteq.gates import Needs
 from liteq.job import Death, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import Success, Transition
+from liteq.plan import Plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from liteq.schedule import Schedule
     from liteq.step import Step
     from liteq.storage.gates import Gates
+    from liteq.storage.plans import Plans
     from liteq.storage.watch import Watch
 
 
@@ -33,13 +35,26 @@ class Added(list[Job]):
         jobs: these.
         known: the positions of those that existed before; the same id twice in one call is one job, and its second
             mention a known one.
+
+    ``ended`` is that of a `Turn`: who could not even begin, because a job that he was to wait for had ended badly.
     """
 
-    __slots__ = ("known",)
+    __slots__ = ("ended", "known")
 
     def __init__(self, jobs: Iterable[Job] = (), known: Set[int] = frozenset()) -> None:
         super().__init__(jobs)
         self.known = known
+        self.ended: Sequence[tuple[Job, Transition]] = ()
+
+
+class Applied(list[bool]):
+    """What `Storage.apply` answers with: for each transition whether it was applied; ``ended`` is that of a `Turn`."""
+
+    __slots__ = ("ended",)
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.applied)
+        self.ended = turn.ended
 
 
 class Unregistered(StorageError):
@@ -80,7 +95,8 @@ class Turn(NamedTuple):
     ``applied`` answers each transition in order; ``lost`` is the ``seq`` of each success that no longer held, and was
     dropped. ``next_due`` is when the earliest scheduled job becomes due, or the next token comes for which one waits;
     ``None`` if neither is so. ``next_token`` is the latter alone. ``marks`` holds the marks under ``revoke:``,
-    ``cancel:`` and ``stack:``.
+    ``cancel:`` and ``stack:``. ``ended`` are jobs, without payload, that ended because one that they waited for had
+    ended without success, and how.
     """
 
     applied: list[bool]
@@ -89,6 +105,7 @@ class Turn(NamedTuple):
     marks: Mapping[str, str]
     lost: Set[int] = frozenset()
     next_token: float | None = None
+    ended: Sequence[tuple[Job, Transition]] = ()
 
 
 def sooner(one: float | None, other: float | None) -> float | None:
@@ -156,7 +173,7 @@ class Transaction(ABC):
         """
 
     @abstractmethod
-    def add(self, jobs: Sequence[Job]) -> Added:
+    def add(self, jobs: Sequence[Job], plan: Plan | None = None) -> Added:
         """`Storage.add`, in this transaction."""
 
     @abstractmethod
@@ -198,9 +215,11 @@ class Storage(ABC):
     location: str
     #: Who holds a slot of a lock or a limit, and who stands in line.
     gates: Gates
+    #: Questions about who waits for which jobs; what is done about it is in `add`, `turn` and `remove`.
+    plans: Plans
 
     @abstractmethod
-    def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
+    def add(self, jobs: Sequence[Job], connection: object = None, plan: Plan | None = None) -> Added:
         """Store new jobs.
 
         Args:
@@ -208,6 +227,8 @@ class Storage(ABC):
                 a generated one.
             connection: an open connection of the caller's to the same file, or what has one underneath: the jobs are
                 stored in its transaction, and exist if and when that is committed. Nobody is told of it before.
+            plan: what they wait for. Those that wait for a job that has not finished are stored as ``blocked``. Of a
+                job that existed before, what it waits for is not changed.
 
         Returns:
             For each, in order, the stored job: with its ``seq`` and ``id``, or, where its caller-chosen id exists
@@ -235,6 +256,9 @@ class Storage(ABC):
     ) -> Turn:
         """Settle successes, apply transitions, promote what is due, claim.
 
+        A job that has ended lets go those that have waited for it alone, which may be claimed at once, or ends them,
+        where they need its success; one that runs again after it had ended brings those back. See `liteq.plan`.
+
         Args:
             transitions: applied in order; each guarded by (seq, source, claim). One that brings a finished job back
                 is not applied while another unfinished one has its unique key. Where one ends a job, or a success
@@ -250,8 +274,8 @@ class Storage(ABC):
 
         Returns:
             The answers and the claimed jobs (state ``running``, ``claim`` and ``attempt`` one higher, without history),
-            highest priority first, oldest first within a priority. Queues that bear a mark ``pause:<queue>`` are not
-            claimed from.
+            highest priority first, oldest first within a priority, with their ``inputs``. Queues that bear a mark
+            ``pause:<queue>`` are not claimed from.
 
         Raises:
             StorageError: nothing happened; the same turn may be tried again.
@@ -263,9 +287,9 @@ class Storage(ABC):
         Called by: the dispatcher.
         """
 
-    def apply(self, transitions: Sequence[Transition], now: float) -> list[bool]:
+    def apply(self, transitions: Sequence[Transition], now: float) -> Applied:
         """The first half of `turn` (it promotes too): for revoke, requeue, release and the like."""
-        return self.turn(transitions, None, now).applied
+        return Applied(self.turn(transitions, None, now))
 
     def transaction(self, job: Job) -> Transaction:
         """A transaction for what a running job writes to the storage's own file, to be committed with its success.
@@ -341,7 +365,8 @@ class Storage(ABC):
         ``query.limit`` in one transaction.
 
         Returns:
-            How many were deleted. Jobs that have not finished are never deleted. A ``seq`` is never given again.
+            How many were deleted. Jobs that have not finished are never deleted, nor those for which another one waits,
+            nor those whose result was passed to a job that failed. A ``seq`` is never given again.
         """
 
     @abstractmethod

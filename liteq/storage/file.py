@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 from liteq.errors import ConfigurationError, StorageUnusable
 from liteq.job import Death, Job, Progress
 from liteq.lifecycle import Success, Transition
+from liteq.plan import Plan
 from liteq.storage import begun
 from liteq.storage.base import Added, ClaimRequest, Owner, Storage, Transaction, Turn, refuse_connection
 from liteq.storage.gates import Gates
@@ -25,6 +26,8 @@ from liteq.storage.journal import FORMAT, NAME
 from liteq.storage.locks import Election, Slot, is_dead
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.memory_gates import MemoryGates
+from liteq.storage.memory_plans import MemoryPlans
+from liteq.storage.plans import Plans
 from liteq.storage.record import Asked
 from liteq.storage.replica import Replica
 
@@ -84,6 +87,15 @@ def _written_at_gates(verb: Callable[Concatenate[MemoryGates, P], T]) -> Callabl
     return _described(write, Gates, verb.__name__)
 
 
+def _asked_of_plans(question: Callable[Concatenate[MemoryPlans, P], T]) -> Callable[Concatenate[FilePlans, P], T]:
+    """The same for a question about plans."""
+
+    def ask(self: FilePlans, /, *given: P.args, **named: P.kwargs) -> T:
+        return self._replica.ask(lambda model: question(model._plans, *given, **named))
+
+    return _described(ask, Plans, question.__name__)
+
+
 class FileStorage(Storage):
     """Jobs in a directory of plain files, for places where SQLite cannot be used; nothing is touched before first use.
 
@@ -116,12 +128,16 @@ class FileStorage(Storage):
             self.path, durability, create=create, allow_network_fs=allow_network_fs, dead=self._dead_among
         )
         self.gates = FileGates(self._replica)
+        self.plans = FilePlans(self._replica)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
+    def add(self, jobs: Sequence[Job], connection: object = None, plan: Plan | None = None) -> Added:
         refuse_connection(connection, self.location)
-        return self._replica.add(jobs)
+        if plan is None:
+            return self._replica.add(jobs)
+        added: Added = self._replica.write("add", jobs, None, plan)
+        return added
 
     def turn(
         self,
@@ -292,6 +308,22 @@ class FileStorage(Storage):
             self.unregister(owner)
         self._keeper.resign()
         self._replica.close()
+
+
+class FilePlans(Plans):
+    """The plans of one FileStorage.
+
+    Args:
+        replica: the storage's.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    jobs = _asked_of_plans(MemoryPlans.jobs)
+    steps = _asked_of_plans(MemoryPlans.steps)
+    prerequisites = _asked_of_plans(MemoryPlans.prerequisites)
+    dependents = _asked_of_plans(MemoryPlans.dependents)
 
 
 class FileGates(Gates):

@@ -25,6 +25,7 @@ from liteq import lifecycle
 from liteq.errors import StorageError
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
+from liteq.plan import Plan
 from liteq.schedule import Schedule
 from liteq.step import Step
 from liteq.storage.base import (
@@ -42,8 +43,10 @@ from liteq.storage.base import (
     sooner,
 )
 from liteq.storage.memory_gates import House, MemoryGates
+from liteq.storage.memory_plans import Dependent, Household, MemoryPlans
 from liteq.storage.memory_steps import Awaited, MemorySteps, Recorded, Sent
 from liteq.storage.memory_unique import Draft, Held, Key, MemoryUnique
+from liteq.storage.plans import NOTHING, Changes, Resolved, changes
 from liteq.storage.shelter import sheltered
 from liteq.storage.watch import Bell, BellWatch, Change, Watch
 
@@ -88,6 +91,10 @@ class MemoryStorage(Storage):
         self._sent: Sent = {}
         self._awaited: Awaited = {}
         self._steps = MemorySteps(self._rows, self._recorded, self._sent, self._awaited)
+        self._dependents: dict[int, Dependent] = {}
+        house = Household(self._lock, self._rows, self._history, self._dependents, self._put, self._move)
+        self._plans = MemoryPlans(house)
+        self.plans = self._plans
         with _births:
             _storages.add(self)
 
@@ -97,7 +104,7 @@ class MemoryStorage(Storage):
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
     @sheltered
-    def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
+    def add(self, jobs: Sequence[Job], connection: object = None, plan: Plan | None = None) -> Added:
         refuse_connection(connection, self.location)
         with self._lock:
             added, draft = self._planned(jobs)
@@ -112,9 +119,19 @@ class MemoryStorage(Storage):
             for seq in draft.anew:
                 self._steps.remove(seq)
             self._unique.hold(draft)
+            if plan is not None and jobs:
+                self._note_plan(added, plan, jobs[0].created)
         if added:
             self._bell.ring()
         return added
+
+    def _note_plan(self, added: Added, plan: Plan, now: float) -> None:
+        blocked, followed = self._plans.add([row.seq for row in added], added.known, plan, now)
+        followed = self._go_on(followed, now)
+        added.ended = followed.ended
+        for position, row in enumerate(added):
+            if position not in added.known and row.seq in blocked | followed.moved:
+                added[position] = self._rows[row.seq]._replace(payload=row.payload)
 
     def _planned(self, jobs: Sequence[Job]) -> tuple[Added, Draft]:
         """What `add` is going to answer, and what it is going to change; changes nothing."""
@@ -159,68 +176,92 @@ class MemoryStorage(Storage):
     ) -> Turn:
         with self._lock:
             self._require_registered(request)
-            plan = self._plan([*(success.transition() for success in successes), *transitions])
-            self._carry_out(plan)
-            self._gates.left(plan.rows, now, plan.unbegun)
-            self._unique.ended(
-                [row.seq for row in plan.rows.values() if row.state in FINISHED],
-                lambda row: self._put(_moved(row, lifecycle.unblock(row, now))),
-            )
-            written = any(plan.applied) | self._note(progress or {}) | self._promote(now) | self._gates.pour(now)
-            jobs = [] if request is None else self._claim(request, now)
-            due = now if self._gates.settle(now) else self.next_due()
-            lost = {one.seq for one, applied in zip(successes, plan.applied, strict=False) if not applied}
+            outlook = self._outlook([*(success.transition() for success in successes), *transitions])
+            self._carry_out(outlook)
+            finished = {row.seq for row in outlook.rows.values() if row.state in FINISHED}
+            followed = self._plans.follow(changes(outlook.moves), now)
+            followed = self._go_on(followed._replace(over=followed.over | finished), now)
+            self._gates.left(outlook.rows.keys() | followed.moved, now, outlook.unbegun)
+            written = any(outlook.applied) | self._note(progress or {}) | self._promote(now) | self._gates.pour(now)
+            claimed = [] if request is None else self._claim(request, now)
+            jobs = self._plans.with_inputs(claimed)
+            held_back = {job.seq for job in claimed} - {job.seq for job in jobs}
+            self._gates.left(held_back, now, held_back)
+            due = now if self._gates.settle(now) or held_back else self.next_due()
+            lost = {one.seq for one, applied in zip(successes, outlook.applied, strict=False) if not applied}
             token = self._gates.next_due()
-            answer = Turn(plan.applied[len(successes) :], jobs, due, self._current_stops(), lost, token)
+            applied = outlook.applied[len(successes) :]
+            answer = Turn(applied, jobs, due, self._current_stops(), lost, token, followed.ended)
         if written or jobs:
             self._bell.ring()
         return answer
 
-    def _plan(self, transitions: Sequence[Transition]) -> Plan:
+    def _outlook(self, transitions: Sequence[Transition]) -> Outlook:
         """What the transitions lead to; changes nothing, so that a faulty one among them leaves no trace."""
         draft = Draft()
-        plan = Plan([], [], draft.rows, [], set(), draft, set())
+        outlook = Outlook([], [], draft.rows, [], set(), draft, set())
         for transition in transitions:
-            row = plan.rows.get(transition.seq) or self._rows.get(transition.seq)
-            if row is None or not self._holds(transition, row, plan):
-                plan.applied.append(False)
+            row = outlook.rows.get(transition.seq) or self._rows.get(transition.seq)
+            if row is None or not self._holds(transition, row, outlook):
+                outlook.applied.append(False)
                 continue
-            plan.applied.append(True)
+            outlook.applied.append(True)
             move = self._steps.standing(transition)
-            plan.moves.append(move)
-            plan.rows[row.seq] = _moved(row, move)
+            outlook.moves.append(move)
+            outlook.rows[row.seq] = _moved(row, move)
             if row.state in FINISHED and transition.target not in FINISHED:
                 self._unique.bring_back(row.seq, draft)
             if transition.unbegun:
-                plan.unbegun.add(row.seq)
+                outlook.unbegun.add(row.seq)
             if transition.record is not None:
-                plan.records.append((row.seq, transition.record))
+                outlook.records.append((row.seq, transition.record))
             if transition.consume is not None:
-                plan.consumed.add(transition.consume[0])
+                outlook.consumed.add(transition.consume[0])
             if transition.drop_mark is not None:
-                plan.consumed.add(transition.drop_mark)
-        return plan
+                outlook.consumed.add(transition.drop_mark)
+        return outlook
 
-    def _holds(self, transition: Transition, row: Job, plan: Plan) -> bool:
+    def _holds(self, transition: Transition, row: Job, outlook: Outlook) -> bool:
         if row.state != transition.source or row.claim != transition.claim:
             return False
-        if row.state in FINISHED and transition.target not in FINISHED and self._unique.rival(row.seq, plan.draft):
+        if row.state in FINISHED and transition.target not in FINISHED and self._unique.rival(row.seq, outlook.draft):
             return False
         if transition.consume is None:
             return True
         key, value = transition.consume
-        return key not in plan.consumed and self._marks.get(key) == value
+        return key not in outlook.consumed and self._marks.get(key) == value
 
-    def _carry_out(self, plan: Plan) -> None:
-        for row in plan.rows.values():
+    def _carry_out(self, outlook: Outlook) -> None:
+        for row in outlook.rows.values():
             self._put(row)
-        self._unique.hold(plan.draft)
-        for move in plan.moves:
+        self._unique.hold(outlook.draft)
+        for move in outlook.moves:
             self._steps.applied(move)
-        for seq, record in plan.records:
+        for seq, record in outlook.records:
             self._history[seq] = (*self._history.get(seq, ()), record)
-        for key in plan.consumed:
+        for key in outlook.consumed:
             self._set_mark(key, None)
+
+    def _move(self, transition: Transition) -> bool:
+        """Apply a transition of somebody who waited for another job."""
+        outlook = self._outlook([transition])
+        self._carry_out(outlook)
+        return outlook.applied[0]
+
+    def _go_on(self, followed: Resolved, now: float) -> Resolved:
+        """Let those go on who followed a job of their unique key, which has ended; that may have consequences of its
+        own."""
+        done, over = followed, followed.over
+        while over:
+            risen: set[int] = set()
+            self._unique.ended(over, lambda row, risen=risen: risen.add(self._let_follow(row, now)))  # type: ignore[misc]
+            more = self._plans.follow(Changes({}, set(), risen), now) if risen else NOTHING
+            done, over = done.joined(more, risen), more.over
+        return done
+
+    def _let_follow(self, row: Job, now: float) -> int:
+        self._put(_moved(row, lifecycle.unblock(row, now)))
+        return row.seq
 
     def _require_registered(self, request: ClaimRequest | None) -> None:
         if request is not None and request.wanted > 0 and request.owner != CALLER and request.owner not in self._owners:
@@ -296,7 +337,8 @@ class MemoryStorage(Storage):
     @sheltered
     def remove(self, query: JobFilter) -> int:
         with self._lock:
-            doomed = [row for row in self._matching(query) if row.state in FINISHED][: query.limit]
+            finished = [row for row in self._matching(query) if row.state in FINISHED]
+            doomed = [row for row in finished if not self._plans.is_needed(row)][: query.limit]
             self._keep_outcomes(doomed)
             for row in doomed:
                 self._leave(row)
@@ -304,6 +346,7 @@ class MemoryStorage(Storage):
                 self._history.pop(row.seq, None)
                 self._unique.forget(row.seq)
                 self._steps.remove(row.seq)
+            self._plans.forget([row.seq for row in doomed])
         if doomed:
             self._bell.ring()
         return len(doomed)
@@ -613,7 +656,7 @@ class MemoryStorage(Storage):
                 self.unregister(owner)
 
 
-class Plan(NamedTuple):
+class Outlook(NamedTuple):
     """What a turn's transitions lead to: the answers, the transitions that hold, as they stand, the new rows by seq,
     what joins histories, the marks used up, and which jobs were not begun.
 

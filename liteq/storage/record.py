@@ -193,7 +193,8 @@ def _decoder_of_many(inner: Any, made: Callable[[Iterable[Any]], Any]) -> Decode
 def _decoder_of_mapping(key: Any, value: Any) -> Decode | None:
     if get_origin(value) is not None and get_origin(value) is get_origin(NeedsOf):
         return _answered
-    step_of_key, step = decoder(key), decoder(value)
+    step_of_key = int if key is int else decoder(key)  # the keys of a JSON object are text
+    step = decoder(value)
 
     def decode(pairs: Any) -> dict[Any, Any]:
         if isinstance(pairs, dict):

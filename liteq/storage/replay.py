@@ -17,11 +17,13 @@ from sys import intern
 from typing import Any
 
 from liteq.job import Attempt, Job, JobState
+from liteq.plan import Plan
 from liteq.schedule import Schedule
 from liteq.step import Step
 from liteq.storage.base import Added
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.memory_gates import GateTable
+from liteq.storage.memory_plans import Dependent
 from liteq.storage.memory_unique import Held, Key
 from liteq.storage.record import REST, TAIL, Decode, Verb, decoder, is_plain, trimmed
 from liteq.storage.watch import Bell, Change
@@ -39,6 +41,7 @@ TABLES: Mapping[str, Any] = {
     "_schedules": Mapping[str, Schedule],
     "_keys": Mapping[int, Key],
     "_held": Mapping[Key, Held],
+    "_dependents": Mapping[int, Dependent],
     "_owners": Mapping[int, str],
     "_recorded": Mapping[int, tuple[Step, ...]],
     "_sent": Mapping[int, tuple[tuple[str, bytes | None], ...]],
@@ -139,9 +142,10 @@ class Model(MemoryStorage):
         self._flag.rung = True  # also where a turn blocks a job, and claims none
         super()._put(row)
 
-    def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
-        if not all(map(is_plain, jobs)) or any(job.state is not JobState.READY for job in jobs):
-            return super().add(jobs, connection)
+    def add(self, jobs: Sequence[Job], connection: object = None, plan: Plan | None = None) -> Added:
+        is_plainest = plan is None and all(map(is_plain, jobs))
+        if not is_plainest or any(job.state is not JobState.READY for job in jobs):
+            return super().add(jobs, connection, plan)
         draw, seq = self._draw(), self._next_seq
         stored = [stored_as(job, number, draw) for number, job in enumerate(jobs, seq)]
         self._take_in(stored)

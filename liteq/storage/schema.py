@@ -268,8 +268,28 @@ CREATE INDEX liteq_bucket_looked ON liteq_bucket (looked) WHERE due IS NOT NULL;
 CREATE INDEX liteq_bucket_full ON liteq_bucket (full_at);
 """
 
+_PLANS = """
+-- Plans: jobs that wait, or have waited, for other jobs; see `liteq.plan` and `liteq.storage.sqlite_plans`.
+CREATE TABLE liteq_dependent (
+    id INTEGER PRIMARY KEY,
+    missing INTEGER NOT NULL,   -- its edges whose prerequisite has not finished
+    shape TEXT,                 -- how the results that are passed become arguments
+    cause INTEGER,              -- because of which job it ended
+    delay REAL, lasts REAL      -- seconds from the end of the last prerequisite
+);
+CREATE INDEX liteq_dependent_cause ON liteq_dependent (cause) WHERE cause IS NOT NULL;
+CREATE TABLE liteq_edge (
+    prior INTEGER NOT NULL, job INTEGER NOT NULL, position INTEGER NOT NULL,
+    rule INTEGER NOT NULL,      -- `liteq.plan.Rule`
+    passes INTEGER NOT NULL,
+    PRIMARY KEY (prior, job, position)
+) WITHOUT ROWID;
+CREATE INDEX liteq_edge_job ON liteq_edge (job, position);
+CREATE INDEX liteq_edge_handler ON liteq_edge (rule) WHERE rule = 2;
+"""
+
 #: The n-th script takes a file from version n to n + 1.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE, _UNIQUE_KEYS, _STEPS, _RATE_LIMITS)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _SQL_ENQUEUE, _UNIQUE_KEYS, _STEPS, _RATE_LIMITS, _PLANS)
 CURRENT = len(MIGRATIONS)
 
 

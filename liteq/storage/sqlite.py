@@ -18,17 +18,32 @@ from typing import TYPE_CHECKING, cast
 from liteq.errors import StorageBusy, StorageUnusable
 from liteq.job import FINISHED, Death, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
+from liteq.plan import Plan
 from liteq.schedule import Schedule
 from liteq.step import Step
 from liteq.storage import begun, schema
 from liteq.storage import sqlite_limits as limits
 from liteq.storage import sqlite_moves as moves
+from liteq.storage import sqlite_plans as plans
 from liteq.storage import sqlite_questions as questions
 from liteq.storage import sqlite_schedules as rows
 from liteq.storage import sqlite_steps as steps
 from liteq.storage import sqlite_unique as unique
-from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Rival, Standing, Storage, Turn, Unregistered, sooner
+from liteq.storage.base import (
+    Added,
+    Applied,
+    ClaimRequest,
+    Fire,
+    Owner,
+    Rival,
+    Standing,
+    Storage,
+    Turn,
+    Unregistered,
+    sooner,
+)
 from liteq.storage.locks import Election, Slot, is_dead
+from liteq.storage.plans import NOTHING, Changes, Resolved, changes
 from liteq.storage.sqlite_connection import Connections, Durability
 from liteq.storage.sqlite_gates import next_token
 from liteq.storage.sqlite_guest import Caller
@@ -88,16 +103,19 @@ class SqliteStorage(Storage):
         self._keeper = Election(side / "keeper")
         self._connections = Connections(self.path, side, durability, create=create, allow_network_fs=allow_network_fs)
         self.gates = limits.SqliteGates(self._connections, self._is_dead)
+        self.plans = plans.SqlitePlans(self._connections)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, jobs: Sequence[Job], connection: object = None) -> Added:
+    def add(self, jobs: Sequence[Job], connection: object = None, plan: Plan | None = None) -> Added:
         if isinstance(connection, JobConnection) and connection.transaction.path == self.path:
-            return cast(Added, connection.transaction.add(jobs))
+            return cast(Added, connection.transaction.add(jobs, plan))
         if connection is not None:
             caller = Caller(connection, self.path)
             self._connections.open_beside_a_transaction()
-            return caller.do(lambda connection: _added(connection, jobs))
+            return caller.do(lambda connection: _added(connection, jobs, plan))
+        if plan is not None and jobs:
+            return self._connections.write(lambda connection: _added(connection, jobs, plan))
         if len(jobs) == 1 and not jobs[0].id:
             job, rnd = jobs[0], getrandbits(40)
             if job.unique is None:
@@ -134,10 +152,12 @@ class SqliteStorage(Storage):
         except moves.StaleBatch:  # somebody took one of these jobs over: find out which, one by one
             return self._connections.write(lambda connection: turn(connection, moves.settle_singly), patient=False)
 
-    def apply(self, transitions: Sequence[Transition], now: float) -> list[bool]:
-        return self._connections.write(
-            lambda connection: _turn(connection, transitions, None, now, None, (), moves.settle_singly)
-        ).applied
+    def apply(self, transitions: Sequence[Transition], now: float) -> Applied:
+        return Applied(
+            self._connections.write(
+                lambda connection: _turn(connection, transitions, None, now, None, (), moves.settle_singly)
+            )
+        )
 
     def get(self, job_id: str) -> Job | None:
         return self._connections.read(lambda connection: questions.get(connection, job_id))
@@ -348,10 +368,17 @@ def _stored(job: Job, seq: int, rnd: int) -> Job:
     return tuple.__new__(Job, (seq, job.id or f"{seq}-{rnd:010x}", *job[2:]))
 
 
-def _added(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
-    return (
-        _add_each(connection, jobs) if any(job.id or job.unique for job in jobs) else Added(_add_many(connection, jobs))
-    )
+def _added(connection: sqlite3.Connection, jobs: Sequence[Job], plan: Plan | None = None) -> Added:
+    any_named = any(job.id or job.unique for job in jobs)
+    added = _add_each(connection, jobs) if any_named else Added(_add_many(connection, jobs))
+    if plan is not None and jobs:
+        now = jobs[0].created
+        followed = plans.add(connection, added, plan, now, _apply)
+        if followed.over and unique.is_followed(connection):
+            followed = _go_on(connection, followed, plans.newest(connection), now)
+        added.ended = followed.ended
+        plans.reread(connection, added, followed.moved)
+    return added
 
 
 def _stored_keyed(job: Job, seq: int, rnd: int) -> Job:
@@ -437,16 +464,20 @@ def _turn(
     if progress:
         moves.record_progress(connection, progress)
     lost = settle(connection, successes) if successes else frozenset()
-    applied = [
-        (unique.bring_back if unique.returns(transition) else moves.apply)(connection, transition)
-        for transition in transitions
-    ]
+    applied = [_apply(connection, transition) for transition in transitions]
+    newest, followed = plans.newest(connection), NOTHING
     if successes or transitions:
+        if newest:
+            done = changes(one for one, was in zip(transitions, applied, strict=True) if was)
+            done.ended.update({one[0]: JobState.SUCCEEDED for one in successes if one[0] not in lost})
+            followed = plans.follow(connection, done, newest, now, _apply)
+        if unique.is_followed(connection):
+            over = followed.over.union(_ended(successes, lost, transitions, applied))
+            followed = _go_on(connection, followed._replace(over=over), newest, now)
         if limits.in_use(connection):
             unbegun = {one.seq for one, was in zip(transitions, applied, strict=True) if was and one.unbegun}
-            limits.left(connection, _moved(successes, lost, transitions, applied), now, unbegun)
-        if unique.is_followed(connection):
-            unique.let_follow(connection, _ended(successes, lost, transitions, applied), now)
+            moved = [*_moved(successes, lost, transitions, applied), *followed.moved]
+            limits.left(connection, moved, now, unbegun)
     due = moves.next_due(connection)
     if due is not None and due <= now:
         moves.promote(connection, now)
@@ -465,7 +496,26 @@ def _turn(
         else:
             jobs, is_cut_short = limits.claim(connection, request, now, paused)
             due, token = now if is_cut_short else due, next_token(connection)
-    return Turn(applied, jobs, sooner(due, token), stops, lost, token)
+        if newest and jobs:
+            claimed, jobs = jobs, plans.with_inputs(connection, jobs, newest)
+            if len(jobs) < len(claimed):
+                due, held_back = now, {job.seq for job in claimed} - {job.seq for job in jobs}
+                limits.left(connection, sorted(held_back), now, held_back)
+    return Turn(applied, jobs, sooner(due, token), stops, lost, token, followed.ended)
+
+
+def _apply(connection: sqlite3.Connection, transition: Transition) -> bool:
+    return (unique.bring_back if unique.returns(transition) else moves.apply)(connection, transition)
+
+
+def _go_on(connection: sqlite3.Connection, followed: Resolved, newest: int, now: float) -> Resolved:
+    """Let those go on who followed a job of their unique key that has ended; that may have consequences of its own."""
+    done, over = followed, followed.over
+    while over:
+        risen = set(unique.let_follow(connection, sorted(over), now))
+        more = plans.follow(connection, Changes({}, set(), risen), newest, now, _apply) if risen else NOTHING
+        done, over = done.joined(more, risen), more.over
+    return done
 
 
 def _moved(

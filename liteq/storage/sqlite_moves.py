@@ -269,7 +269,7 @@ def _claim_queue(
         connection.execute(_UNREADY_RUN, run)
     # Each row becomes a Job without going through its constructor, which costs three times as much.
     make, running = tuple.__new__, JobState.RUNNING
-    rest: tuple[object, ...] = (request.owner, now, None, None, None, None, (), None)
+    rest: tuple[object, ...] = (request.owner, now, None, None, None, None, (), None, None)
     if plain:
         rest = (None, None, None, None, 1, 1, 0, 0, *rest)
         return [
@@ -348,6 +348,8 @@ def remove(connection: sqlite3.Connection, seqs: list[int]) -> int:
     if connection.execute("SELECT 1 FROM liteq_unique LIMIT 1").fetchone() is not None:
         connection.execute(_FORGET_KEYS, {"seqs": text})
     steps.remove(connection, text)
+    connection.execute("DELETE FROM liteq_edge WHERE job IN (SELECT value FROM json_each(?))", (text,))
+    connection.execute("DELETE FROM liteq_dependent WHERE id IN (SELECT value FROM json_each(?))", (text,))
     newest = connection.execute("SELECT max(id) FROM liteq_job").fetchone()[0]
     blank = connection.execute("SELECT value FROM liteq_meta WHERE key = 'blank'").fetchone()
     gone = [seq for seq in [*done, *(blank or ())] if seq != newest]
@@ -366,4 +368,9 @@ _FORGET_KEYS = """
 DELETE FROM liteq_unique WHERE job IN (SELECT value FROM json_each(:seqs)) AND (key, task) IN
     (SELECT ukey, task FROM liteq_job WHERE id IN (SELECT value FROM json_each(:seqs)) AND ukey IS NOT NULL)
 """
-_STILL_DONE = "SELECT id FROM liteq_done WHERE id IN (SELECT value FROM json_each(?))"
+#: Of a row ``s`` of liteq_done: somebody waits for the job, or failed and would take its result again if requeued.
+NEEDED = f"""EXISTS (
+    SELECT 1 FROM liteq_edge e LEFT JOIN liteq_done d ON d.id = e.job WHERE e.prior = s.id
+    AND (d.id IS NULL OR (e.passes AND d.state = {schema.FAILED} AND s.state = {schema.SUCCEEDED}))
+)"""
+_STILL_DONE = f"SELECT s.id FROM liteq_done s WHERE s.id IN (SELECT value FROM json_each(?)) AND NOT {NEEDED}"

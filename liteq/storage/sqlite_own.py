@@ -117,7 +117,7 @@ class JobTransaction(Transaction):
         connections: Connections,
         job: str,
         key: tuple[int, int],
-        add: Callable[[sqlite3.Connection, Any], Any],
+        add: Callable[[sqlite3.Connection, Any, Any], Any],
         settle: Callable[[sqlite3.Connection, Any, float], bool],
     ) -> None:
         self.path = connections.path
@@ -250,10 +250,10 @@ class JobTransaction(Transaction):
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, jobs: Any) -> Any:
+    def add(self, jobs: Any, plan: Any = None) -> Any:
         self.begin()
         self._refuse_if_over()
-        return self._work(lambda connection: self._add(connection, jobs))
+        return self._work(lambda connection: self._add(connection, jobs, plan))
 
     @sheltered
     def settle(self, success: Any, now: float) -> bool:

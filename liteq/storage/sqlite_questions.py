@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.storage.base import Standing
-from liteq.storage.sqlite_moves import DONE_CODES
+from liteq.storage.sqlite_moves import DONE_CODES, NEEDED
 
 _GENERATED_ID = re.compile(r"([1-9]\d{0,18})-([0-9a-f]{10})", re.ASCII)
 
@@ -55,7 +55,7 @@ def _job(state: JobState, row: tuple[Any, ...], attempts: tuple[Attempt, ...] = 
     claim, attempt, base, crashes, code, owner, started, finished, result, reason, done, total, message = rest
     return Job(
         seq,
-        cid or f"{seq}-{rnd:010x}",
+        public_id(seq, cid, rnd),
         task,
         state if code is None else _STATE_OF_CODE[code],
         queue,
@@ -80,6 +80,11 @@ def _job(state: JobState, row: tuple[Any, ...], attempts: tuple[Attempt, ...] = 
     )
 
 
+def public_id(seq: int, cid: str | None, rnd: int) -> str:
+    """A job's id: its caller's own, or the generated one."""
+    return cid or f"{seq}-{rnd:010x}"
+
+
 # ── one job ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -94,9 +99,13 @@ def by_seq(connection: sqlite3.Connection, seq: int) -> Job | None:
     for state in _TABLES:
         row = connection.execute(f"{_select(state)} WHERE {_by_seq(state)}", {"seq": seq}).fetchone()
         if row is not None:
-            job = _job(state, row)
-            return job._replace(attempts=_history(connection, job))
+            return with_history(connection, _job(state, row))
     return None
+
+
+def with_history(connection: sqlite3.Connection, job: Job) -> Job:
+    """The job with its attempts."""
+    return job._replace(attempts=_history(connection, job))
 
 
 def _by_seq(state: JobState) -> str:
@@ -144,6 +153,17 @@ def find(connection: sqlite3.Connection, query: JobFilter) -> list[Job]:
             jobs += [_job(state, row) for row in rows]
     jobs.sort(key=lambda job: job.seq, reverse=query.newest_first)
     return jobs if query.limit is None else jobs[: query.limit]
+
+
+def jobs(connection: sqlite3.Connection, seqs: list[int], states: Set[JobState] = frozenset(JobState)) -> list[Job]:
+    """Those of these jobs that stand in one of these states, in the order of ``seq``, without payload or history."""
+    found: list[Job] = []
+    for state in _TABLES:
+        if state in states or (state is JobState.SUCCEEDED and states & FINISHED):
+            statement = _select(state).replace("j.payload", "x''", 1)
+            rows = connection.execute(f"{statement} WHERE {_by_seqs(state)}", {"seqs": str(seqs)}).fetchall()
+            found += [_job(state, row) for row in rows]
+    return sorted((job for job in found if job.state in states), key=lambda job: job.seq)
 
 
 def _by_seqs(state: JobState) -> str:
@@ -288,6 +308,7 @@ def removable(connection: sqlite3.Connection, query: JobFilter) -> list[int]:
     if query.states and not query.states & FINISHED:
         return []
     conditions, values = _conditions(JobState.SUCCEEDED, query)
+    conditions.append(f"NOT {NEEDED}")
     statement = "SELECT s.id FROM liteq_done s"
     if query.queue is not None or query.task is not None:
         statement += " CROSS JOIN liteq_job j ON j.id = s.id"

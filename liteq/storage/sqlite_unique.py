@@ -118,14 +118,21 @@ def is_followed(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM liteq_unique WHERE after IS NOT NULL LIMIT 1").fetchone() is not None
 
 
-def let_follow(connection: sqlite3.Connection, ended: Sequence[int], now: float) -> None:
-    """These have ended: let those go on that followed them, and give keys back to whom they followed themselves."""
+def let_follow(connection: sqlite3.Connection, ended: Sequence[int], now: float) -> list[int]:
+    """These have ended: let those go on that followed them, and give keys back to whom they followed themselves.
+
+    Returns:
+        Who goes on.
+    """
     seqs = {"seqs": str(list(ended))}
+    gone_on = []
     for (seq,) in connection.execute(_FOLLOWERS, seqs).fetchall():
         job = questions.by_seq(connection, seq)
         if job is not None and job.state is JobState.BLOCKED:
             moves.apply(connection, lifecycle.unblock(job, now))
+            gone_on.append(seq)
     connection.execute(_ENDED_BEFORE, seqs)
+    return gone_on
 
 
 _SEQS = "(SELECT value FROM json_each(:seqs))"

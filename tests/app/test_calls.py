@@ -83,7 +83,7 @@ def test_wrong_arguments_are_a_type_error_at_the_call(
         lambda: add.enqueue(*args, **kwargs),
         lambda: add.using(delay=5)(*args, **kwargs),
         lambda: add.schedule(args, kwargs),
-        lambda: add.s(*args, **kwargs),
+        lambda: app.enqueue(add.s(*args, **kwargs)),
         lambda: asyncio.run(add.aenqueue(*args, **kwargs)),
     ]
     if not kwargs:

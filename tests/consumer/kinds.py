@@ -18,7 +18,7 @@ import pytest
 import workshop
 from workshop import lines
 
-from liteq import JobState, LiteQ, TaskExpired, TaskFailed, TaskRevoked
+from liteq import JobState, LiteQ, TaskExpired, TaskFailed, TaskRevoked, chord
 from liteq.job import Ending, Job, Progress
 from liteq.lifecycle import UNKNOWN_TASK
 
@@ -105,6 +105,20 @@ class KindsContract:
             job = result.job()
             assert job.due is not None
             assert job.due <= job.started < job.due + 2
+
+    def test_results_and_errors_are_passed_on_in_a_workflow(self, app: LiteQ, tasks: Any, consume: Any) -> None:
+        members = [
+            tasks.echo.s(b"\xff"),
+            tasks.nothing.s(),
+            tasks.fail.s("no luck"),
+            tasks.add.s(1, 2).then(tasks.add, 3),
+        ]
+        with consume(app, workers=2):
+            result = app.enqueue(chord(members, tasks.describe.s("first")).then(tasks.echo))
+            first, *values = result.get(GET)
+        failed = result.workflow[2]
+        error = f"TaskFailed job {failed.id} failed: ValueError: no luck"
+        assert (first, values) == ("first", ["bytes b'\\xff'", "NoneType None", error, "int 6"])
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 

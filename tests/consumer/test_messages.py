@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from liteq.consumer.pools.messages import Unframer, frame, pack_job, pack_outcome, unpack_job, unpack_outcome
 from liteq.job import Ending, Job, JobState, Outcome
+from liteq.plan import Inputs
 
 VALUES: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -39,8 +40,11 @@ def test_a_job_keeps_what_a_worker_needs() -> None:
     counters = {"claim": 4, "attempt": 3, "base": 2, "crashes": 1}
     times = {"created": 1.5, "due": 2.5, "expires": 3.5, "started": 5.5}
     job = Job(7, "seven", "shop.mail", JobState.RUNNING, "mail", -3, b"\0\xff", **times, **counters, options="{}")
-    job = job._replace(summary="for people", owner=99)
-    assert unpack_job(pack_job(job)) == job._replace(summary=None, owner=None)
+    inputs = Inputs("[[2]]", (b"\xff", None, ("1-x", "failed", "", "E", "message", "trace")))
+    job = job._replace(summary="for people", owner=99, inputs=inputs)
+    [(_, packed)] = Unframer().feed(frame(("jobs", pack_job(job))))
+    assert unpack_job(packed) == job._replace(summary=None, owner=None)
+    assert unpack_job(pack_job(job._replace(inputs=None))).inputs is None
 
 
 def test_an_outcome_keeps_everything() -> None:

@@ -84,6 +84,12 @@ def echo(value: Any) -> Any:
     return value
 
 
+@task()
+def describe(first: str, values: Any) -> list[str]:
+    """What it is given, as text."""
+    return [first, *(f"{type(value).__name__} {value}" for value in values)]
+
+
 @task(store_result=False)
 def forget(value: Any) -> Any:
     return value

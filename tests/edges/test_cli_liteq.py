@@ -198,6 +198,26 @@ def test_show_tells_what_is_known_of_a_crash(liteq: Liteq, shop: Shop) -> None:
     assert " MB of memory at its peak\n" in shown
 
 
+def test_show_tells_who_waits_for_whom(liteq: Liteq, shop: Shop) -> None:
+    @shop.app.task(name="shop.add")
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    before = [add(number, 1) for number in range(12)]
+    late = add.using(after=before)(5, 5)
+    assert liteq("show", late.id, "--json").record["waits_for"] == [one.id for one in before]
+    shown = liteq("show", late.id).out
+    assert f"reason    waits until job {before[0].id} and 11 others have ended\n" in shown
+    assert f"waits for {before[0].id} shop.add, ready\n" in shown
+    assert f"          {before[9].id} shop.add, ready\n          and 2 more\n" in shown
+    record = liteq("show", before[0].id, "--json").record
+    assert (record["waits_for"], record["waited_for_by"]) == ([], [late.id])
+    assert f"before    {late.id} shop.add, blocked\n" in liteq("show", before[0].id).out
+    run_all(shop)
+    assert liteq("show", late.id, "--json").record["waits_for"] == []
+    assert "waits for" not in liteq("show", late.id).out
+
+
 def test_show_tells_the_result(liteq: Liteq, history: dict[str, str]) -> None:
     record = liteq("show", history["succeeded"], "--json").record
     assert (record["result"], record["result_size"]) == ("5", 1)

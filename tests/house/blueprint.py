@@ -26,7 +26,7 @@ VALUES, STORAGE, APP, CONSUMER, EDGE, FRONT_DOOR = range(6)
 FLOORS: Mapping[int, frozenset[str]] = {
     VALUES: frozenset(
         {"_version", "errors", "clock", "instants", "serializers", "triggers", "retry", "job", "lifecycle", "gates"}
-        | {"schedule", "findings", "unique", "explanation", "step", "rates"}
+        | {"plan", "schedule", "findings", "unique", "explanation", "step", "rates"}
     ),
     STORAGE: frozenset({"storage"}),
     APP: frozenset(
@@ -53,6 +53,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "schedules",
             "slots",
             "waiting",
+            "waits",
             "deadlock",
             "asking",
             "checkup",

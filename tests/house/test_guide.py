@@ -30,10 +30,8 @@ from liteq.consumer import ConsumerOptions
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("guide", "index", "coming-from", "schedules", "locks", "unique", "steps", "middleware")
-    ),
+    *(f"docs/{name}.md" for name in ("guide", "index", "coming-from", "schedules", "locks", "unique", "steps")),
+    *(f"docs/{name}.md" for name in ("middleware", "workflows")),
 )
 
 RUN = re.compile(r"^<!-- run -->\n```python\n(?P<body>.*?)^```$", re.M | re.S)

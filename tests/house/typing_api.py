@@ -26,7 +26,9 @@ from liteq import (
     Step,
     TaskContext,
     TaskFailed,
+    chord,
     every,
+    group,
 )
 
 app = LiteQ("app.db", timezone=UTC, durability="normal", result_ttl=timedelta(days=1), failed_ttl=None)
@@ -250,7 +252,26 @@ def a_call_can_be_kept_for_later() -> None:
     assert_type(add.s(1, 2), Signature[int])
     assert_type(app.enqueue(add.s(1, 2)), Result[int])
     assert_type(app.enqueue(add.s(1, 2), connection=object()), Result[int])
-    add.s("1")  # type: ignore[arg-type]
+    add.s("1")  # type: ignore[call-overload]
+
+
+@app.task
+def total(numbers: list[int]) -> float:
+    return float(sum(numbers))
+
+
+def workflows_are_typed() -> None:
+    pipeline = add.s(1, 2).then(greet)
+    assert_type(app.enqueue(pipeline), Result[str])
+    assert_type(app.enqueue(pipeline.then(add.s(1)).error(greet, "x")), Result[int])
+    assert_type(app.enqueue(group([add.s(1, 2), add.s(3)])), ResultGroup[int])
+    assert_type(app.enqueue(chord([add.s(1, 2)], total.s())), Result[float])
+    assert_type(app.enqueue(group([add.s(1, 2)]).then(total).then(greet)), Result[str])
+    assert_type(app.enqueue(add.s(1).then(group([greet.si("Ann")]))), ResultGroup[str])
+    assert_type(app.enqueue(total.si([1])).workflow, ResultGroup[Any])
+    chord([add.s(1)], total, on_failure="stop")  # type: ignore[arg-type]
+    add.using(after=[add(1)], on_failure="run")(1)
+    add.using(on_failure="collect")  # type: ignore[arg-type]
 
 
 async def a_kept_call_can_be_enqueued_from_a_coroutine() -> None:

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import pytest
 from gates_contract import GatesContract
+from plans_contract import PlansContract
 from rates_contract import RatesContract
 from schedule_contract import ScheduleContract
 from steps_contract import StepsContract
@@ -183,7 +184,7 @@ def at_once(function: Callable[[int], T], threads: int = THREADS) -> list[T]:
         sys.setswitchinterval(interval)
 
 
-class StorageContract(GatesContract, RatesContract, ScheduleContract, StepsContract, UniqueContract):
+class StorageContract(GatesContract, RatesContract, ScheduleContract, StepsContract, UniqueContract, PlansContract):
     """The promises. Not collected by itself: subclasses give the fixtures."""
 
     #: Whether a watch is told of a death at once; where the system cannot, the dead are found by looking for them.

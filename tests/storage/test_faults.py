@@ -26,16 +26,19 @@ from contract import NOW, bring, claim, decided, new, outcome
 from unique_contract import keys_hold
 
 from liteq import LiteQ, gates, lifecycle, rates
+from liteq import plan as waiting
 from liteq.clock import ManualClock
 from liteq.errors import StorageError
 from liteq.gates import Need
 from liteq.job import FINISHED, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Policy
+from liteq.plan import Edge, Rule, Terms
 from liteq.schedule import Schedule
 from liteq.step import Step, StepKind, StepState
 from liteq.storage import schema
 from liteq.storage.base import ClaimRequest, Fire, Storage
 from liteq.storage.gates import Gates
+from liteq.storage.plans import Plans
 from liteq.storage.sqlite import SqliteStorage
 from liteq.storage.sqlite_guest import Guest
 from liteq.unique import Unique
@@ -342,6 +345,51 @@ def _from_start(scene: Scene) -> object:
     [done] = [job for job in scene.storage.find(JobFilter()) if job.seq == scene.running[0].seq]
     move = lifecycle.requeue(done, NOW, from_start=True)
     return None if move is None else scene.storage.apply([move], NOW)
+
+
+PLANNED = "planned"
+
+
+def with_plans(path: Path) -> Scene:
+    """Two jobs run; one waits for both, another one follows that, a third handles its failure. What a fourth had waited
+    for has failed, and a fifth waits for its turn at a lock.
+    """
+    scene = set_up(path)
+    jobs = [new("known", queue=PLANNED) for _ in range(7)]
+    edges = [Edge(2, ~0, Rule.END, True), Edge(2, ~1, Rule.END, True), Edge(3, ~2), Edge(4, ~2, Rule.FAILURE)]
+    edges += [Edge(6, ~5, passes=True)]
+    terms = {2: Terms("[[2]]"), 3: Terms(None, 5.0, 60.0), 4: Terms(), 6: Terms("[1]")}
+    scene.storage.add(jobs, plan=waiting.Plan(edges, terms))
+    running = scene.storage.turn([], ClaimRequest(scene.owner, 3, (PLANNED,)), NOW).jobs
+    scene.storage.apply([decided(running[2], Ending.FAILED, error_type="ValueError", message="no")], NOW)
+    scene.running = tuple(running)
+    return scene
+
+
+def _follow(scene: Scene) -> object:
+    """The last prerequisite ends, another one failed before; its dependent is claimed by the same turn."""
+    ended = [
+        decided(scene.running[0], Ending.FAILED, error_type="ValueError", message="no"),
+        decided(scene.running[1], Ending.SUCCEEDED, result=b"5"),
+    ]
+    return scene.storage.turn(ended, ClaimRequest(scene.owner, 9, (PLANNED,)), NOW + 1)
+
+
+def _break(scene: Scene) -> object:
+    """What others wait for is revoked, and what had ended a plan is requeued."""
+    by_seq = {job.seq: job for job in scene.storage.find(JobFilter(queue=PLANNED))}
+    callback = by_seq[scene.running[0].seq + 2]
+    failed = by_seq[scene.running[2].seq]
+    moves = [lifecycle.revoke(callback, NOW), lifecycle.requeue(failed, NOW)]
+    return scene.storage.apply([move for move in moves if move is not None], NOW)
+
+
+def _add_plan(scene: Scene) -> object:
+    """After some that run, one that has failed, and each other."""
+    jobs = [new("known", queue=PLANNED, expires=NOW + 50) for _ in range(4)]
+    edges = [Edge(0, scene.running[0].seq), Edge(1, ~0, passes=True), Edge(2, scene.running[2].seq), Edge(3, ~2)]
+    terms = {0: Terms(None, None, 50.0), 1: Terms("[1]"), 2: Terms(), 3: Terms()}
+    return scene.storage.add(jobs, plan=waiting.Plan(edges, terms))
 
 
 def untouched(path: Path) -> Scene:
@@ -653,6 +701,14 @@ VERBS: dict[str, Verb] = {
     "gates.clear": Verb(lambda scene: scene.storage.gates.clear(["lock:x", "lock:of a caller"], NOW), at_gates),
     "gates.wake": Verb(lambda scene: scene.storage.gates.wake(NOW + 100, everywhere=True), at_gates),
     "gates.states": Verb(lambda scene: scene.storage.gates.states(), at_gates),
+    "add a plan": Verb(_add_plan, with_plans),
+    "turn: plans go on": Verb(_follow, with_plans),
+    "apply: plans end and begin again": Verb(_break, with_plans),
+    "remove what plans need": Verb(_remove, with_plans),
+    "plans.jobs": Verb(lambda scene: scene.storage.plans.jobs([1, 2, 999]), with_plans),
+    "plans.steps": Verb(lambda scene: scene.storage.plans.steps([scene.running[0].seq + 3]), with_plans),
+    "plans.prerequisites": Verb(lambda scene: scene.storage.plans.prerequisites(scene.running[0].seq + 2), with_plans),
+    "plans.dependents": Verb(lambda scene: scene.storage.plans.dependents(scene.running[0].seq), with_plans),
     "register": Verb(lambda scene: scene.storage.register({"pid": 1})),
     "unregister: busy": Verb(lambda scene: scene.storage.unregister(scene.owner)),
     "unregister: idle": Verb(lambda scene: scene.storage.unregister(scene.storage.register({})), whole=False),
@@ -679,7 +735,8 @@ def test_no_verb_is_left_out() -> None:
     """Each verb of the contract is called by one of these, as its name says."""
     named = " ".join(VERBS)
     verbs = [name for name, verb in vars(Storage).items() if callable(verb) and not name.startswith("_")]
-    verbs += [f"gates.{name}" for name, verb in vars(Gates).items() if callable(verb) and not name.startswith("_")]
+    for part, kind in (("gates", Gates), ("plans", Plans)):
+        verbs += [f"{part}.{name}" for name, verb in vars(kind).items() if callable(verb) and not name.startswith("_")]
     assert [name for name in verbs if name not in named and name not in _WITHOUT_STATEMENTS] == []
 
 
@@ -745,10 +802,27 @@ def assert_conserved(path: Path, where: str, before: set[int]) -> None:
         )
         assert Counter(row[0] for row in connection.execute(places)) == Counter(jobs), where
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)], where
+        assert connection.execute(_MISCOUNTED).fetchall() == [], where
     assert before <= jobs, where
     keys_hold(path)
     running = {row[0] for row in tables["liteq_running"]}
     assert {row[0] for row in tables["liteq_progress"]} <= running, where
+
+
+#: Dependents that do not stand where what they miss says, or for which it was counted wrongly.
+_MISCOUNTED = """
+SELECT * FROM (
+    SELECT id, missing, (
+        SELECT count(*) FROM liteq_edge e JOIN liteq_job j ON j.id = e.prior
+        WHERE e.job = d.id AND j.rnd >= 0 AND e.prior NOT IN (SELECT id FROM liteq_done)
+    ) AS counted, EXISTS (
+        SELECT 1 FROM liteq_ready WHERE id = d.id UNION SELECT 1 FROM liteq_scheduled WHERE id = d.id
+    ) AS risen, EXISTS (
+        SELECT 1 FROM liteq_blocked WHERE id = d.id AND reason LIKE 'waits until job %'
+    ) AS blocked
+    FROM liteq_dependent d
+) WHERE missing <> counted OR (risen AND missing > 0) OR (blocked AND missing = 0)
+"""
 
 
 def seqs(path: Path) -> set[int]:
@@ -772,7 +846,7 @@ def test_an_error_of_sqlite_at_any_statement_changes_nothing_and_the_same_call_w
             before = content(scene.path)
             strike(verb, scene, at, how)
             assert_idle(scene, where)
-            if verb.whole and verb.stage in (set_up, at_gates, with_keys, with_steps):
+            if verb.whole and verb.stage in (set_up, at_gates, with_keys, with_steps, with_plans):
                 assert content(scene.path) == before, where
             assert_conserved(scene.path, where, kept(name, {row[0] for row in before.get("liteq_job", ())}))
             verb.call(scene)
@@ -815,6 +889,31 @@ def test_a_process_that_dies_at_any_statement_leaves_a_file_that_works(name: str
             next_owner = storage.register({})
             assert [one.seq for one in claim(storage, owner=next_owner, queues=("next",))] == [job.seq]
         assert_conserved(path, where, kept(name, before))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_plan_goes_on_wherever_its_consumer_dies_and_nothing_in_it_runs_twice(copies: Callable[[], Path]) -> None:
+    name = "turn: plans go on"
+    for at, where in moments(name, copies(), ("before", "after")):
+        path = copies()
+        assert die_in_a_child(VERBS[name], path, at) == STRUCK, where
+        with closing(SqliteStorage(path, durability="normal")) as storage:
+            recover(storage)
+            jobs = storage.find(JobFilter(queue=PLANNED))
+            owner = storage.register({})
+            ran: list[int] = []
+            late = NOW + 1000
+            while claimed := storage.turn([], ClaimRequest(owner, 9, (PLANNED,)), late).jobs:
+                ran += [job.seq for job in claimed]
+                assert all(len(job.inputs.values) == 2 for job in claimed if job.inputs is not None), where
+                storage.apply([decided(job, Ending.SUCCEEDED, late, result=b"1") for job in claimed], late)
+                late += 10
+            assert len(ran) == len(set(ran)), where
+            assert jobs[2].seq in ran, where
+            assert [storage.get(job.id).state for job in jobs[2:5]] == ["succeeded", "succeeded", "revoked"], where  # type: ignore[union-attr]
+        assert_conserved(path, where, {job.seq for job in jobs})
 
 
 def die_in_a_child(verb: Verb, path: Path, at: int) -> int:

@@ -356,6 +356,7 @@ def test_a_state_is_complete(rich: FileStorage, reopen: Callable[[], FileStorage
 
 #: Of this process, or made anew from the rows: see `liteq.storage.replay.TABLES`.
 _MADE_ANEW = {"_unique", "_steps", "_lock", "_bell", "_flag", "_draw", "_alive", "_stops", "gates", "_gates"}
+_MADE_ANEW |= {"plans", "_plans"}
 _FROM_ROWS = {"_rows", "_seqs", "_standing", "_ready", "_scheduled"}
 
 

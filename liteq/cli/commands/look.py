@@ -21,6 +21,10 @@ from liteq.cli.times import age, local, span
 PAGE = 1000
 #: What people are shown of a payload or a result, in characters; JSON has all of it.
 LONGEST = 2000
+#: Jobs that people are shown which one waits for; JSON has all of them.
+MOST_LINKS = 10
+
+_UNFINISHED = (JobState.SCHEDULED, JobState.READY, JobState.RUNNING, JobState.BLOCKED)
 
 
 def declare(commands: Commands) -> None:
@@ -102,12 +106,22 @@ def show_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
         if number:
             output.line()
         steps = app.steps(job.id)
-        output.record(as_all_keys(job, steps)) if output.as_json else _show(job, steps, now, output)
+        if output.as_json:
+            output.record(as_all_keys(job, steps) | _links(app, job))
+        else:
+            _show(app, job, steps, now, output)
     return DONE
 
 
-def _show(job: Job, steps: list[Step], now: float, output: Output) -> None:
-    for key, value in _facts(job, now):
+def _links(app: LiteQ, job: Job) -> dict[str, list[str]]:
+    """The ids of the jobs that it waits for and has not seen the end of, and of those that wait for it."""
+    plans = app.storage.plans
+    missing = [link.id for link in plans.prerequisites(job.seq) if link.state in _UNFINISHED]
+    return {"waits_for": missing, "waited_for_by": [link.id for link in plans.dependents(job.seq)]}
+
+
+def _show(app: LiteQ, job: Job, steps: list[Step], now: float, output: Output) -> None:
+    for key, value in (*_facts(job, now), *_waits(app, job)):
         first, *more = escaped_lines(value)
         output.line(f"{key:<10}{output.painted(first)}")
         for line in more:
@@ -147,6 +161,21 @@ def _facts(job: Job, now: float) -> Iterator[tuple[str, str]]:
         yield "progress", f"{done:g}{'' if total is None else f' of {total:g}'} {message}".rstrip()
     if job.result is not None:
         yield "result", _stored(job.result)
+
+
+def _waits(app: LiteQ, job: Job) -> Iterator[tuple[str, str]]:
+    plans = app.storage.plans
+    before, after = plans.prerequisites(job.seq), plans.dependents(job.seq)
+    missing = [link for link in before if link.state in _UNFINISHED]
+    if missing:
+        yield "waits for", _listed([f"{link.id} {link.task}, {link.state}" for link in missing])
+    if after:
+        yield "before", _listed([f"{link.id} {link.task}, {link.state}" for link in after])
+
+
+def _listed(lines: list[str]) -> str:
+    more = [f"and {len(lines) - MOST_LINKS} more"] if len(lines) > MOST_LINKS else []
+    return "\n".join(lines[:MOST_LINKS] + more)
 
 
 def _times(job: Job, now: float) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from liteq.job import Job, JobState, Outcome
+from liteq.plan import Inputs
 
 _LENGTH = struct.Struct("<I")
 
@@ -70,13 +71,14 @@ def pack_job(job: Job) -> Message:
         job.base,
         job.crashes,
         job.started,
+        None if job.inputs is None else tuple(job.inputs),
     )
 
 
 def unpack_job(values: Message) -> Job:
     """The job that `pack_job` packed."""
     seq, job_id, task, queue, priority, payload, created, due, expires, options, *counters = values
-    claim, attempt, base, crashes, started = counters
+    claim, attempt, base, crashes, started, inputs = counters
     return Job(
         seq,
         job_id,
@@ -96,6 +98,7 @@ def unpack_job(values: Message) -> Job:
         crashes,
         None,
         started,
+        inputs=None if inputs is None else Inputs(*inputs),
     )
 
 
