@@ -40,7 +40,15 @@ def storage_for(spec: str | Path | Storage, durability: Literal["full", "normal"
         raise ConfigurationError(f"storage takes the path of a file, which cannot hold a NUL: {spec!r}")
     from pathlib import Path
 
-    from liteq.storage.sqlite import SqliteStorage
+    try:
+        from liteq.storage.sqlite import SqliteStorage
+    except ModuleNotFoundError as error:
+        if error.name not in ("sqlite3", "_sqlite3"):
+            raise
+        raise ConfigurationError(
+            f"this Python was built without sqlite3, so the queue cannot be the SQLite file {spec!s}; "
+            "LiteQ(FileStorage('queue/')) keeps it in a directory of plain files"
+        ) from error
 
     return SqliteStorage(base / Path(spec).expanduser(), durability=durability or "full")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from liteq import LiteQ
+from liteq import LiteQ, Storage
 from liteq.cli.endings import MISUSED, Refused
 
 _ENDINGS = (".db", ".sqlite", ".sqlite3")
@@ -42,11 +42,19 @@ def is_file(target: str) -> bool:
 
 
 def _on_file(path: str) -> LiteQ:
-    from liteq import FileStorage, SqliteStorage
-
-    app = LiteQ(FileStorage(path, create=False) if Path(path).is_dir() else SqliteStorage(path, create=False))
+    app = LiteQ(_storage_at(path))
     app.immediate = False  # LITEQ_IMMEDIATE=1 is meant for an app's tests, not for a file that is looked at
     return app
+
+
+def _storage_at(path: str) -> Storage:
+    if Path(path).is_dir():
+        from liteq import FileStorage
+
+        return FileStorage(path, create=False)
+    from liteq import SqliteStorage  # not for a directory: there may be no sqlite3 here
+
+    return SqliteStorage(path, create=False)
 
 
 def _imported(path: str, verbose: bool) -> LiteQ:

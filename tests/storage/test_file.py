@@ -264,14 +264,24 @@ def test_it_works_on_a_python_without_sqlite(directory: Path) -> None:
         import sys
         sys.modules["sqlite3"] = sys.modules["_sqlite3"] = None
         import liteq
-        from liteq import FileStorage, LiteQ
+        from liteq import ConfigurationError, FileStorage, LiteQ
+        from liteq.cli import main as program
         app = LiteQ(FileStorage(sys.argv[1]))
-        add = app.task(lambda a, b: a + b, name="add") if False else app.task(name="add")(lambda a, b: a + b)
+        add = app.task(name="add")(lambda a, b: a + b)
         with app.run_in_background(workers=1):
             print(add(2, 3).get(timeout=20))
         app.close()
+        assert program.main(["ls", sys.argv[1], "--json"]) == 0
+        try:
+            LiteQ("queue.db")
+        except ConfigurationError as error:
+            print(error)
     """
-    assert run_python(source, directory) == "5\n"
+    five, listed, refusal = run_python(source, directory).splitlines()
+    assert five == "5"
+    assert '"state": "succeeded"' in listed
+    assert "built without sqlite3" in refusal
+    assert "LiteQ(FileStorage('queue/'))" in refusal
 
 
 # ── who loads what ───────────────────────────────────────────────────────────────────────────────────────

@@ -300,7 +300,7 @@ def recover(path: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.parametrize(
     ("name", "durability", "rounds"),
-    [("queue.db", "normal", 12), ("queue.db", "full", 6), ("queue", "normal", 6), ("queue", "full", 3)],
+    [("queue.db", "normal", 12), ("queue.db", "full", 6), ("queue", "normal", 4), ("queue", "full", 2)],
 )
 def test_whatever_was_acknowledged_survives_kill_9(tmp_path: Path, name: str, durability: str, rounds: int) -> None:
     path = tmp_path / name
@@ -325,7 +325,7 @@ def test_whatever_was_acknowledged_survives_kill_9(tmp_path: Path, name: str, du
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize(("suffix", "rounds"), [(".db", 6), ("", 3)])
+@pytest.mark.parametrize(("suffix", "rounds"), [(".db", 6), ("", 2)])
 def test_a_victim_killed_while_it_opens_a_fresh_file_spoils_nothing(tmp_path: Path, suffix: str, rounds: int) -> None:
     for number in range(rounds):
         path = tmp_path / f"queue-{number}{suffix}"
