@@ -473,3 +473,32 @@ END: dict[str, Callable[[LiteQ, Any], object]] = {
     "fail": _fail,
     "give back": lambda app, job: app.engine.round([], None, released=[job]),
 }
+
+
+def test_a_job_that_follows_and_depends_waits_for_both(app: LiteQ) -> None:
+    note = app.task(name="note", unique="k", on_duplicate="replace")(lambda *found: found)
+    other = app.task(name="other")(lambda: 7)
+    note()
+    prior = other()
+    jobs = {job.task: job for job in claim(app)}
+    for first, second in (("note", "other"), ("other", "note")):
+        dependent = note.using(after=[prior])()
+        assert dependent.state is JobState.BLOCKED
+        run(app, jobs[first])
+        assert dependent.state is JobState.BLOCKED
+        assert dependent.why().causes[0].code in ("unique", "jobs")
+        run(app, jobs[second])
+        assert work(app) == 1
+        assert dependent.get(0) == ()
+        note(), other()
+        prior = app.result(app.jobs(newest_first=True, limit=1)[0].id)
+        jobs = {job.task: job for job in claim(app)}
+
+
+def test_a_step_of_a_workflow_whose_key_is_held_is_that_job(app: LiteQ, task: Task[..., str]) -> None:
+    shown = app.task(name="shown")(lambda text: f"<{text}>")
+    held = task(1)
+    last = app.enqueue(task.s(1).then(shown))
+    assert last.why().causes[0].text.startswith(f"it waits for the end of job {held.id}")
+    assert work(app) == 2
+    assert last.get(0) == "<hello>"
