@@ -802,9 +802,11 @@ def assert_conserved(path: Path, where: str, before: set[int]) -> None:
         )
         assert Counter(row[0] for row in connection.execute(places)) == Counter(jobs), where
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)], where
-        assert connection.execute(_MISCOUNTED).fetchall() == [], where
+        if "liteq_dependent" in tables:  # it comes with the first use of a file of an earlier version
+            assert connection.execute(_MISCOUNTED).fetchall() == [], where
     assert before <= jobs, where
-    keys_hold(path)
+    if "liteq_unique" in tables:
+        keys_hold(path)
     running = {row[0] for row in tables["liteq_running"]}
     assert {row[0] for row in tables["liteq_progress"]} <= running, where
 
