@@ -28,6 +28,8 @@ class MemorySteps:
         self._recorded = recorded
         self._sent = sent
         self._awaited = awaited
+        #: By job: its steps, and their keys; a job may have thousands, and each new one is looked for among them.
+        self._keys: dict[int, tuple[tuple[Step, ...], set[StepKey]]] = {}
 
     def steps(self, seq: int) -> list[Step]:
         """What a job has recorded, in order."""
@@ -35,10 +37,18 @@ class MemorySteps:
 
     def record(self, seq: int, claim: int, step: Step) -> bool:
         """Record a step of a running job, once."""
-        if not self._runs(seq, claim) or self._known(seq, step.key) is not None:
+        keys = self._keys_of(seq)
+        if not self._runs(seq, claim) or step.key in keys:
             return False
-        self._keep(seq, step)
+        keys.add(step.key)
+        self._recorded[seq] = (*self._recorded.get(seq, ()), step)
+        self._keys[seq] = self._recorded[seq], keys
         return True
+
+    def _keys_of(self, seq: int) -> set[StepKey]:
+        recorded = self._recorded.get(seq, ())
+        of, keys = self._keys.get(seq, (None, set()))
+        return keys if of is recorded else {step.key for step in recorded}
 
     def await_event(self, seq: int, claim: int, step: Step, now: float) -> tuple[Step | None, bool]:
         """Take what was sent to a running job, or note that it waits.
@@ -114,5 +124,5 @@ class MemorySteps:
 
     def remove(self, seq: int) -> None:
         """Forget everything about a job that is being removed."""
-        for one in (self._recorded, self._sent, self._awaited):
+        for one in (self._recorded, self._sent, self._awaited, self._keys):
             one.pop(seq, None)
