@@ -52,6 +52,7 @@ class TaskContext:
         "_channel",
         "_clock",
         "_deadline",
+        "_has_ended",
         "_job",
         "_make_steps",
         "_steps",
@@ -79,6 +80,7 @@ class TaskContext:
         self._steps: Steps | None = None
         self._transact = transact
         self._transaction: OwnTransaction | None = None
+        self._has_ended = False
 
     @property
     def id(self) -> str:
@@ -257,6 +259,8 @@ class TaskContext:
 
     def _opened(self) -> OwnTransaction:
         if self._transaction is None:
+            if self._has_ended:  # nobody would ever close it
+                raise ConfigurationError(f"job {self.id} has ended, and has no connection any more")
             self._transaction = self._transact(self._job)
         return self._transaction
 
@@ -266,10 +270,12 @@ class TaskContext:
         Raises:
             StorageError: nothing was committed.
         """
+        self._has_ended = True
         return outcome if self._transaction is None else self._transaction.settle(outcome, self._clock.now())
 
     def abandon(self) -> None:
         """The job has not succeeded: roll back what it has written. Called by: the worker."""
+        self._has_ended = True
         if self._transaction is not None:
             self._transaction.abandon()
 

@@ -25,6 +25,7 @@ from liteq.errors import (
     JobNotFound,
     PayloadTooLarge,
     SerializationError,
+    StorageBusy,
     StorageError,
     TaskFailed,
 )
@@ -203,6 +204,19 @@ class Engine:
         own = OwnTransaction(self.storage, job, self._announce_enqueued if heard else None)
         self._own.set(own)
         return own
+
+    def refuse_to_wait(self) -> None:
+        """For who is about to wait for another job.
+
+        Raises:
+            StorageBusy: he is a job that keeps everybody from writing, and with them every other job from ending.
+        """
+        own = self._own.get()
+        if own is not None and own.holds_the_lock:
+            raise StorageBusy(
+                f"job {own.job.id} has written through task.connection(): until it ends nobody else can write, so no "
+                "other job can end, and it would wait for ever. Let it wait before it writes"
+            )
 
     def batch(self, connection: object = None) -> Block:
         """Everything enqueued inside is stored in one transaction at the end, or not at all if the block raises.

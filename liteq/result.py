@@ -83,6 +83,7 @@ class Result(Generic[R]):
         limit = None if timeout is None else positive_seconds(timeout, "timeout")
         job = await asyncio.to_thread(self._finished_job)
         if job is None and limit != 0:
+            self._engine.refuse_to_wait()
             job = await self._await(limit)
         if job is None:
             raise await asyncio.to_thread(self._timed_out, limit)
@@ -315,6 +316,7 @@ def _as_parent(
     job = current_job.get()
     if job is None:
         return nullcontext()
+    engine.refuse_to_wait()
     if this_thread.is_shared:
         raise WouldDeadlock(next(iter(pending.values())).id, job.id, on_loop=True)
     return engine.waiters.parents(engine.clock).waiting(job, pending, _gives_up_at(engine, job, limit), wake)

@@ -29,7 +29,7 @@ class OwnTransaction:
     def __init__(self, storage: Storage, job: Job, announce: Callable[[Job], None] | None) -> None:
         self._storage = storage
         self._transaction = storage.transaction(job)
-        self._job = job
+        self.job = job
         self._announce = announce
         self._enqueued: list[Job] = []
         self.is_open = True
@@ -38,6 +38,11 @@ class OwnTransaction:
     def connection(self) -> JobConnection:
         """See `TaskContext.connection`."""
         return self._transaction.connection  # type: ignore[no-any-return]
+
+    @property
+    def holds_the_lock(self) -> bool:
+        """Whether it keeps everybody else from writing."""
+        return self.is_open and self._transaction.has_begun
 
     def begin(self) -> None:
         """Take the write lock; it may be waited for."""
@@ -63,7 +68,7 @@ class OwnTransaction:
         if not self._transaction.has_begun:
             self._transaction.abandon("it has ended")
             return outcome
-        if not self._transaction.settle(lifecycle.succeed(self._job, outcome), now):
+        if not self._transaction.settle(lifecycle.succeed(self.job, outcome), now):
             return outcome  # the consumer finds out in the same way, and says so
         for job in self._enqueued:
             if self._announce is not None and self._storage.get(job.id) is not None:  # the job may have rolled it back

@@ -19,7 +19,19 @@ import sqlalchemy
 import sqlalchemy.orm
 from workbench import Program, claim, run, run_python, work
 
-from liteq import DuplicateJob, JobState, LiteQ, S, StorageBusy, StorageError, StorageUnusable, Task, TaskContext
+from liteq import (
+    DuplicateJob,
+    JobState,
+    LiteQ,
+    Result,
+    ResultGroup,
+    S,
+    StorageBusy,
+    StorageError,
+    StorageUnusable,
+    Task,
+    TaskContext,
+)
 from liteq.errors import ConfigurationError
 
 
@@ -541,6 +553,44 @@ def test_what_a_job_enqueues_exists_if_it_succeeds_and_is_told_then(
     assert [job.arguments for job in on_file.jobs(task="mail")] == stored
     assert heard == stored[:4]  # given a connection, liteq does not know whose it is
     assert orders(path) == 1
+
+
+def test_a_job_that_has_written_does_not_wait_for_others(
+    on_file: LiteQ, mail: Task[[str], str], connect: Any, path: Path
+) -> None:
+    done, waits = mail("done"), mail.using(delay=60)("later")
+    work(on_file)
+
+    @on_file.task(context=True)
+    def place(how: str, task: TaskContext) -> None:
+        order(task.connection())
+        assert done.get() == "sent to done"
+        if how == "get":
+            waits.get()
+        elif how == "group":
+            ResultGroup([waits]).get()
+        else:
+            asyncio.run(_awaited(waits))
+
+    results = [place(how) for how in ("get", "group", "await")]
+    work(on_file)
+    for result in results:
+        assert result.error is not None
+        assert "until it ends nobody else can write" in result.error.message
+    assert orders(path) == 0
+
+
+async def _awaited(result: Result[str]) -> str:
+    return await result
+
+
+def test_a_job_that_has_ended_gets_no_connection_any_more(on_file: LiteQ, connect: Any) -> None:
+    contexts: list[TaskContext] = []
+    on_file.task(context=True, name="t")(lambda task: contexts.append(task))
+    on_file.tasks["t"]()
+    work(on_file)
+    with pytest.raises(ConfigurationError, match="has ended, and has no connection any more"):
+        contexts[0].connection()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
