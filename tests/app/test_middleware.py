@@ -106,6 +106,18 @@ def test_every_way_to_enqueue_passes_through(app: LiteQ) -> None:
     assert [one for one in seen if not one.startswith("add")] == ids
 
 
+def test_each_job_of_a_workflow_passes_through(app: LiteQ) -> None:
+    seen: list[Any] = []
+    recorded(app, "outer", seen)
+    add = app.tasks["add"]
+    result = app.enqueue(add.s(1).then(add, 10))
+    assert [one[3] for one in seen if one[2] == "before"] == [(1,), (10,)]
+    seen.clear()
+    work(app)
+    assert [one[3] for one in seen if one[2] == "before"] == [(1,), (10, 3)], "with what the job before has returned"
+    assert result.get(0) == 13
+
+
 def test_an_id_that_exists_is_answered_with_the_job_that_has_it(app: LiteQ) -> None:
     seen = []
 

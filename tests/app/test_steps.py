@@ -495,6 +495,27 @@ def test_requeue_all_may_begin_from_the_start(app: LiteQ, shop: Shop) -> None:
     assert shop.calls.count("a") == 4
 
 
+# ── in workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_workflow_waits_for_a_step_of_it_that_sleeps_and_waits(app: LiteQ, clock: ManualClock) -> None:
+    @app.task(context=True, name="slow")
+    def slow(x: int, *, task: TaskContext) -> int:
+        task.sleep(60)
+        return x + int(task.wait_for("more"))
+
+    double = app.task(name="double")(lambda x: 2 * x)
+    result = app.enqueue(slow.s(1).then(double))
+    work(app)
+    clock.advance(60)
+    work(app)
+    waiting, following = app.jobs()
+    assert (waiting.reason, following.state) == ("event: more", "blocked")
+    app.send(waiting.id, "more", 4)
+    work(app)
+    assert result.get(0) == 10
+
+
 # ── immediate mode ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
