@@ -22,7 +22,8 @@ from liteq.storage.base import Storage
 if TYPE_CHECKING:  # a program that waits for nothing never loads what waiting takes
     from liteq.clock import Clock
     from liteq.deadlock import Parents
-    from liteq.storage.watch import Waker, Watch
+    from liteq.storage.waker import Waker
+    from liteq.storage.watch import Watch
 
 #: Seconds between two questions where no wake-up came; only a missed one makes this matter.
 SAFETY_POLL = 1.0
@@ -86,7 +87,7 @@ class Waiters:
         with self._lock:
             self._waiting.setdefault(seq, []).append(callback)
             if self._thread is None:
-                from liteq.storage.watch import Waker
+                from liteq.storage.waker import Waker
 
                 self._waker = Waker()
                 self._thread = threading.Thread(

@@ -21,7 +21,7 @@ from liteq.engine import Engine
 from liteq.errors import ConfigurationError, StorageError
 from liteq.storage import begun
 from liteq.storage.base import Unregistered
-from liteq.storage.watch import Waker
+from liteq.storage.waker import Waker
 
 if TYPE_CHECKING:
     from types import FrameType

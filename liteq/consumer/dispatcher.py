@@ -26,7 +26,8 @@ from liteq.engine import Ended, Engine, Refused
 from liteq.errors import StorageBusy, StorageError, StorageTooNew
 from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage.base import ClaimRequest, Unregistered
-from liteq.storage.watch import Change, Waker, Watch
+from liteq.storage.waker import Waker
+from liteq.storage.watch import Change, Watch
 
 #: The longest sleep in seconds: a jump of the wall clock, or a missed wake-up, is noticed after this at the latest.
 LONGEST_WAIT = 10.0

@@ -25,25 +25,23 @@ steal the parent's events; a `BellWatch` and a `Waker` start afresh.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
 import select
-import socket
 import struct
 import sys
 import threading
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 from liteq.clock import Clock, SystemClock
 from liteq.errors import ConfigurationError, StorageError
+from liteq.storage.waker import Waker, of_this_process
 
 # Seconds between two looks of a poller: at first, and after a while without a change.
 FAST, SLOW = 0.02, 0.2
@@ -65,23 +63,6 @@ class Change(IntFlag):
 
 
 EVERYTHING = Change.DATA | Change.SLOTS
-
-
-class _OfOneProcess(Protocol):
-    def _let_go(self) -> None:
-        """In a forked child: leave the parent's descriptors alone."""
-
-
-_holders: weakref.WeakSet[_OfOneProcess] = weakref.WeakSet()
-
-
-def _let_go_in_the_child() -> None:
-    for holder in list(_holders):
-        holder._let_go()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_the_child)
 
 
 class Watch(ABC):
@@ -313,7 +294,7 @@ class InotifyWatch(Watch):
             inotify.close()
             raise
         self._inotify = inotify
-        _holders.add(self)
+        of_this_process.add(self)
 
     def fileno(self) -> int | None:
         return None if self._inotify is None else self._inotify.descriptor
@@ -406,7 +387,7 @@ class KqueueWatch(Watch):
         self._directory = wal.parent
         self._meanings = {wal.parent: Change.NOTHING, wal: Change.DATA, Path(slots): Change.SLOTS}
         self._queue = _kernel.kqueue()
-        _holders.add(self)
+        of_this_process.add(self)
         try:
             self._arm()
         except BaseException:
@@ -560,140 +541,13 @@ class PollingWatch(Watch):
 # -- inside one process ------------------------------------------------------------------------------------------------
 
 
-class _EventDescriptor:
-    """A counter in the kernel (Linux)."""
-
-    def __init__(self) -> None:
-        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def write(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: that is awake enough
-            os.eventfd_write(self._descriptor, 1)
-
-    def read(self) -> bool:
-        try:
-            os.eventfd_read(self._descriptor)
-        except BlockingIOError:
-            return False
-        return True
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-class _SocketPair:
-    """Two sockets: also Windows can wait for those."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._reader.fileno()
-
-    def write(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: that is awake enough
-            self._writer.send(b"!")
-
-    def read(self) -> bool:
-        woken = False
-        while True:
-            try:
-                self._reader.recv(4096)
-            except BlockingIOError:
-                return woken
-            woken = True
-
-    def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
-
-
-_Channel = _EventDescriptor | _SocketPair
-
-
-def _open_channel() -> _Channel:
-    return _EventDescriptor() if hasattr(os, "eventfd") else _SocketPair()
-
-
-class Waker:
-    """Wakes a thread that waits on a descriptor, from any thread or signal handler.
-
-    Several calls of `wake` before one `clear` are one. In a forked child it is a new one, with its own descriptor.
-
-    Raises:
-        OSError: no descriptors are left.
-    """
-
-    def __init__(self) -> None:
-        self._channel: _Channel | None = None
-        self._closed = False
-        # Reentrant: a signal handler may interrupt its own thread in here.
-        self._guard = threading.RLock()
-        self._channel = _open_channel()
-        _holders.add(self)
-
-    def wake(self) -> None:
-        """Make `fileno` readable, until `clear`. Never waits. After `close` it does nothing."""
-        with self._guard:  # against closing in between, when the number could be another file's already
-            if not self._closed:
-                self._opened().write()
-
-    def clear(self) -> bool:
-        """Forget what was before. Never waits.
-
-        Returns:
-            Whether it was woken since the last call.
-        """
-        with self._guard:
-            return not self._closed and self._opened().read()
-
-    def fileno(self) -> int:
-        """A descriptor that is readable while the waker is woken.
-
-        Raises:
-            ValueError: it is closed.
-        """
-        with self._guard:
-            if self._closed:
-                raise ValueError("this waker is closed")
-            return self._opened().fileno()
-
-    def close(self) -> None:
-        """Let go of the descriptors. Idempotent."""
-        with self._guard:
-            self._closed = True
-            self._close_channel()
-
-    def __del__(self) -> None:
-        self._close_channel()
-
-    def _opened(self) -> _Channel:
-        if self._channel is None:
-            self._channel = _open_channel()
-        return self._channel
-
-    def _close_channel(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close()
-
-    def _let_go(self) -> None:
-        self._guard = threading.RLock()
-        self._close_channel()
-
-
 class Bell:
     """Wakes every `BellWatch` that was made for it, in this process. Safe between threads, and after a fork."""
 
     def __init__(self) -> None:
         self._guard = threading.RLock()
         self._watches: tuple[BellWatch, ...] = ()
-        _holders.add(self)
+        of_this_process.add(self)
 
     def ring(self, change: Change = Change.DATA) -> None:
         """Tell all watches. Never waits.
@@ -729,7 +583,7 @@ class BellWatch(Watch):
         self._closed = False
         self._guard = threading.RLock()
         self._waker = Waker()
-        _holders.add(self)
+        of_this_process.add(self)
         bell._add(self)
 
     def fileno(self) -> int | None:

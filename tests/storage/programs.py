@@ -24,6 +24,7 @@ import fcntl, os, signal, sqlite3, sys, threading, time
 from pathlib import Path
 from liteq.errors import *
 from liteq.storage.locks import *
+from liteq.storage.waker import *
 from liteq.storage.watch import *
 
 def say(*words):

@@ -24,6 +24,7 @@ from liteq.clock import ManualClock
 from liteq.errors import ConfigurationError, StorageError
 from liteq.storage import watch as watch_module
 from liteq.storage.locks import Slot, Turnstile, is_dead
+from liteq.storage.waker import Waker
 from liteq.storage.watch import (
     EVERYTHING,
     FAST,
@@ -37,7 +38,6 @@ from liteq.storage.watch import (
     InotifyWatch,
     KqueueWatch,
     PollingWatch,
-    Waker,
     Watch,
     parse_events,
     watch_database,
