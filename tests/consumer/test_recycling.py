@@ -211,6 +211,7 @@ def test_threads_have_no_memory_of_their_own() -> None:
 # ── nothing piles up ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_hundred_recycles_leave_nothing_open(
     app: LiteQ, tasks: Any, consume: Any, path: Path, eventually: Any
 ) -> None:

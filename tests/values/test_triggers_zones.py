@@ -421,6 +421,7 @@ def different_zones() -> dict[str, list[datetime]]:
     return dict(seen.values())
 
 
+@pytest.mark.slow
 def test_daily_weekly_and_monthly_jobs_run_once_per_existing_date_in_every_zone_for_ten_years() -> None:
     wanted: dict[str, Callable[[date], bool]] = {
         "30 2 * * *": lambda day: True,
@@ -439,6 +440,7 @@ def test_daily_weekly_and_monthly_jobs_run_once_per_existing_date_in_every_zone_
             assert inside == [day for day in existing if on(day)], f"{expression} in {name}"
 
 
+@pytest.mark.slow
 def test_every_zone_agrees_with_the_walk_around_its_changes() -> None:
     chance = seeded("changes")
     for name, moves in different_zones().items():
@@ -455,6 +457,7 @@ def test_some_zones_agree_with_the_walk_for_a_season() -> None:
         check(ZoneInfo(name), begin, begin + 30 * DAY)
 
 
+@pytest.mark.slow
 def test_changes_of_the_past_agree_with_the_walk() -> None:
     chance = seeded("past")
     known = [
