@@ -201,7 +201,8 @@ class Engine:
         from liteq.transactions import OwnTransaction
 
         heard = self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED)
-        own = OwnTransaction(self.storage, job, self._announce_enqueued if heard else None)
+        tell = self._announce_enqueued if heard else None
+        own = OwnTransaction(self.storage, job, tell, self._announce_dependents)
         self._own.set(own)
         return own
 

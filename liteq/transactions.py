@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from liteq import lifecycle
 from liteq.job import Job, Outcome
+from liteq.lifecycle import Transition
 from liteq.plan import Plan
 from liteq.storage.base import Added, Storage
 
@@ -21,17 +22,26 @@ class OwnTransaction:
         storage: where the job is.
         job: running.
         announce: called with each new job that it has enqueued, once that is committed; ``None``: nobody wants to know.
+        announce_ended: called then with those that ended at once, because what they were to wait for had failed.
 
     Raises:
         ConfigurationError: the storage has no such thing.
     """
 
-    def __init__(self, storage: Storage, job: Job, announce: Callable[[Job], None] | None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        job: Job,
+        announce: Callable[[Job], None] | None,
+        announce_ended: Callable[[Sequence[tuple[Job, Transition]]], None],
+    ) -> None:
         self._storage = storage
         self._transaction = storage.transaction(job)
         self.job = job
         self._announce = announce
+        self._announce_ended = announce_ended
         self._enqueued: list[Job] = []
+        self._ended: list[tuple[Job, Transition]] = []
         self.is_open = True
 
     @property
@@ -51,6 +61,7 @@ class OwnTransaction:
     def add(self, jobs: Sequence[Job], plan: Plan | None = None) -> Added:
         """Store jobs that exist if the job succeeds."""
         added = self._transaction.add(jobs, plan)
+        self._ended += added.ended
         if self._announce is not None:
             self._enqueued += [job for position, job in enumerate(added) if position not in added.known]
         return added
@@ -70,9 +81,11 @@ class OwnTransaction:
             return outcome
         if not self._transaction.settle(lifecycle.succeed(self.job, outcome), now):
             return outcome  # the consumer finds out in the same way, and says so
+        # It is committed. The job may have rolled some of it back before.
         for job in self._enqueued:
-            if self._announce is not None and self._storage.get(job.id) is not None:  # the job may have rolled it back
+            if self._announce is not None and self._storage.get(job.id) is not None:
                 self._announce(job)
+        self._announce_ended([(job, how) for job, how in self._ended if self._storage.get(job.id) is not None])
         return outcome._replace(settled=True)
 
     def abandon(self) -> None:

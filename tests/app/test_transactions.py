@@ -555,6 +555,40 @@ def test_what_a_job_enqueues_exists_if_it_succeeds_and_is_told_then(
     assert orders(path) == 1
 
 
+def test_a_workflow_belongs_to_the_transaction_of_the_app_or_of_a_job(
+    on_file: LiteQ, connect: Any, path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    @on_file.task(name="add")
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    @on_file.task(name="break")
+    def fail() -> int:
+        raise ValueError
+
+    @on_file.task(name="place", context=True)
+    def place(task: TaskContext) -> list[str]:
+        order(task.connection())
+        late = add.using(after=[broken])(1, 1)
+        return [on_file.enqueue(add.s(1, 2).then(add, 10)).id, late.id]
+
+    on_file.counts()
+    broken = fail()
+    connection = connect(":memory:", isolation_level=None)
+    connection.execute("ATTACH ? AS queue", (str(path),))
+    connection.execute("BEGIN")
+    result = on_file.enqueue(add.s(1, 2).then(add, 10), connection=connection)
+    assert len(on_file.jobs()) == 1
+    connection.execute("COMMIT")
+    work(on_file)
+    assert result.get() == 13
+    placed = place()
+    work(on_file)
+    last, late = map(on_file.result, placed.get())
+    assert (last.get(), orders(path), late.state) == (13, 1, JobState.FAILED)
+    assert [record for record in log.records if getattr(record, "job", "") == late.id]
+
+
 def test_a_job_that_has_written_does_not_wait_for_others(
     on_file: LiteQ, mail: Task[[str], str], connect: Any, path: Path
 ) -> None:
