@@ -50,6 +50,8 @@ exit codes:
 examples:
   liteq_consumer shop.app -w 4 -k process           four jobs at a time, each in a process of its own
   liteq_consumer shop.app -w 16 -q urgent,default   sixteen threads, the queue urgent first
+  liteq_consumer shop.app -w 16 -q urgent:3,default:1   … three of four jobs from urgent while both have any
+  liteq_consumer shop.app -w 16 -q urgent=2,default     … two of the sixteen are kept for urgent
   liteq_consumer shop.app -w 500 -k asyncio         five hundred at a time, for async def tasks
   liteq_consumer shop.app --burst                   run what is due, then exit: for cron
   LITEQ_JSON_LOGS=1 liteq_consumer shop.app         logs for machines
@@ -164,7 +166,12 @@ def _declare_work(group: argparse._ArgumentGroup, settings: Settings) -> None:
         "hundreds at once on greenlets (needs gevent), or, for async def tasks, on one asyncio loop",
     )
     add(
-        "-q", "--queues", metavar="A,B", type=names, help="only these queues, in this order of preference (default all)"
+        "-q",
+        "--queues",
+        metavar="A,B",
+        type=names,
+        help="only these queues, in this order of preference (default all); A:3,B:1 serves them three to one instead, "
+        "and A=1,B keeps a worker for jobs of A",
     )
     add(
         "-n",

@@ -9,5 +9,15 @@ from liteq.consumer.garbage import collect_less_often
 from liteq.consumer.loading import AppNotFound, load_app
 from liteq.consumer.log_setup import LogFormat, LogSetup
 from liteq.consumer.options import ConsumerOptions
+from liteq.shares import Share
 
-__all__ = ["AppNotFound", "Consumer", "ConsumerOptions", "LogFormat", "LogSetup", "collect_less_often", "load_app"]
+__all__ = [
+    "AppNotFound",
+    "Consumer",
+    "ConsumerOptions",
+    "LogFormat",
+    "LogSetup",
+    "Share",
+    "collect_less_often",
+    "load_app",
+]

@@ -96,6 +96,7 @@ class Consumer:
             queues=options.queues,
             shutdown_timeout=options.shutdown_timeout,
             burst=options.burst,
+            shares=options.shares,
         )
         self._keep_up = threading.Thread(
             target=self._upkeep, args=(self._dispatcher,), name="liteq-upkeep", daemon=True

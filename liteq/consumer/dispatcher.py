@@ -14,18 +14,20 @@ disk, a foreign lock), outcomes are kept here and written when it is back; nothi
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from selectors import EVENT_READ, BaseSelector, DefaultSelector
 
 from liteq import logs
 from liteq.consumer.pools.base import Pool
 from liteq.consumer.prefetch import GIVE_BACK_AFTER, Prefetch
 from liteq.consumer.scheduler import Scheduler
+from liteq.consumer.serving import Serving
 from liteq.consumer.stacks import Stacks
 from liteq.engine import Ended, Engine, Refused
 from liteq.errors import StorageBusy, StorageError, StorageTooNew
 from liteq.job import Ending, Job, Outcome, Progress
-from liteq.storage.base import ClaimRequest, Unregistered
+from liteq.shares import Share
+from liteq.storage.base import Unregistered
 from liteq.storage.waker import Waker
 from liteq.storage.watch import Change, Watch
 
@@ -54,6 +56,7 @@ class Dispatcher:
         scheduler: the duties besides running jobs.
         owner: this consumer's number in the storage.
         queues: in order of preference; ``None``: all.
+        shares: how they share this consumer, where that is not their order alone.
         shutdown_timeout: seconds for which running jobs may go on after `stop`.
         burst: end when nothing is due and nothing runs.
     """
@@ -69,6 +72,7 @@ class Dispatcher:
         queues: tuple[str, ...] | None,
         shutdown_timeout: float,
         burst: bool = False,
+        shares: Sequence[Share] | None = None,
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -76,6 +80,7 @@ class Dispatcher:
         self._waker = waker
         self._owner = owner
         self._queues = queues
+        self._serving = Serving(pool, queues, shares)
         self._shutdown_timeout = shutdown_timeout
         self._burst = burst
         self._clock = engine.clock
@@ -192,6 +197,7 @@ class Dispatcher:
         if ended:
             self._in_vain = 0
             self._last_end = now
+            self._serving.left(job for job, _ in ended)
             few = ended[:: 1 + len(ended) // SAMPLE]
             self._prefetch.observe([outcome.finished - outcome.started for _, outcome in few])
             self._ended += ended
@@ -242,13 +248,13 @@ class Dispatcher:
 
     def _round(self, now: float) -> None:
         """Settle and claim, if there is anything to settle or a reason to look."""
-        wanted = 0 if self._stop_asked else self._prefetch.wanted(self._pool.ready, self._pool.held)
+        wanted = 0 if self._stop_asked else self._wanted()
         due = self._next_due is not None and self._next_due <= self._clock.now()
-        claims = wanted > 0 and (self._look or due)
+        claims = wanted > 0 and (self._look or due or self._serving.may_have_more(wanted))
         revocations = self._look and wanted == 0 and now - self._last_look >= LOOK_EVERY
         if not (self._has_to_write() or claims or revocations):
             return
-        request = ClaimRequest(self._owner, wanted, self._queues) if wanted > 0 else None
+        request = self._serving.request(self._owner, wanted) if wanted > 0 else None
         done = self._engine.round(
             self._ended,
             request,
@@ -263,6 +269,7 @@ class Dispatcher:
         self._tell(done.cancelled)
         if done.marks:
             self._stacks.answer(done.marks)
+        self._serving.asked(wanted, len(done.jobs))
         if wanted == 0:
             self._look = True  # what was settled or given back may be ready now, and this round did not ask
         else:
@@ -270,7 +277,7 @@ class Dispatcher:
         if done.jobs:
             self._in_vain = 0
             self._last_end = max(self._last_end, now) if self._pool.held else now
-            self._pool.feed(done.jobs)
+            self._serving.feed(done.jobs)
             self._engine.announce_started(done.jobs)
         self._wrote.set()
 
@@ -285,6 +292,7 @@ class Dispatcher:
                 continue
             unbegun = self._pool.withdraw(seq)
             if unbegun is not None:
+                self._serving.left((unbegun,))
                 outcome = Outcome(seq, unbegun.claim, Ending.INTERRUPTED, now, now)
                 self._ended.append(Ended(unbegun, outcome))
             elif seq in running:
@@ -304,7 +312,9 @@ class Dispatcher:
         if nothing_ends and not self._stop_asked:
             self._prefetch.gave_back()
         if nothing_ends or self._stop_asked or self._prefetch.too_much(self._pool.ready, self._pool.backlog):
-            self._released += self._pool.take_back()
+            back = self._pool.take_back()
+            self._serving.left(back)
+            self._released += back
 
     # ── stopping ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -367,9 +377,17 @@ class Dispatcher:
             waits += self._claiming_waits(now)
         return max(0.0, min(waits))
 
+    def _wanted(self) -> int:
+        """How many jobs to claim now. Where workers are reserved nothing is claimed ahead, or it would take them."""
+        if self._serving.reserves:
+            return max(0, self._pool.ready - self._pool.held)
+        return self._prefetch.wanted(self._pool.ready, self._pool.held)
+
     def _claiming_waits(self, now: float) -> list[float]:
-        has_room = self._prefetch.wanted(self._pool.ready, self._pool.held) > 0
-        if not has_room:
+        wanted = self._wanted()
+        if wanted > 0 and self._serving.may_have_more(wanted):
+            return [0.0]
+        if wanted == 0:
             return [self._last_look + LOOK_EVERY - now] if self._look else []
         if self._look:
             return [0.0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from liteq.definition import check_integer, check_name
 from liteq.errors import ConfigurationError
 from liteq.instants import positive_seconds
+from liteq.shares import Share, check, share
 
 WorkerType = Literal["thread", "process", "greenlet", "asyncio"]
 StartMethod = Literal["fork", "spawn", "forkserver"]
@@ -22,7 +23,9 @@ class ConsumerOptions:
     Args:
         workers: how many jobs run at a time.
         worker_type: ``"thread"``, ``"process"``, ``"greenlet"`` (needs gevent) or ``"asyncio"``.
-        queues: in this order of preference; ``None``: all.
+        queues: in this order of preference; ``None``: all. ``"high:3,default:1"`` are weights instead: while both have
+            jobs, three of four that start are of ``high``. ``"high=1,default"`` keeps a worker for jobs of ``high``. A
+            text, or a list of texts or Shares.
         periodic: fire schedules.
         shutdown_timeout: seconds for which running jobs may go on after a stop.
         max_tasks: replace a worker after so many jobs; ``None``: never.
@@ -42,6 +45,8 @@ class ConsumerOptions:
     burst: bool = False
     start_method: StartMethod | None = None
     app_path: str | None = None
+    #: How the queues share this consumer, where that is not their order alone.
+    shares: tuple[Share, ...] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         check_integer(self.workers, "workers", least=1)
@@ -59,7 +64,11 @@ class ConsumerOptions:
                     f"max_memory is for process workers: those of kind {self.worker_type!r} share one process, which "
                     "cannot be replaced under them; use worker_type='process', or leave it out"
                 )
-        _set(self, "queues", None if self.queues is None else _queues(self.queues))
+        if self.queues is not None:
+            shares = _shares(self.queues)
+            check(shares, self.workers)
+            _set(self, "queues", tuple(one.queue for one in shares))
+            _set(self, "shares", shares if any(one.weight or one.reserved for one in shares) else None)
         _set(self, "shutdown_timeout", positive_seconds(self.shutdown_timeout, "shutdown_timeout"))
 
 
@@ -76,14 +85,21 @@ def _set(options: ConsumerOptions, name: str, value: Any) -> None:
     object.__setattr__(options, name, value)  # the one way to normalise a frozen dataclass's field
 
 
-def _queues(given: str | Sequence[str]) -> tuple[str, ...]:
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
-    checked = tuple(check_name(name, "queues") for name in names)
+def _shares(given: str | Sequence[str | Share]) -> tuple[Share, ...]:
+    entries = [one.strip() for one in given.split(",")] if isinstance(given, str) else list(given)
+    checked = tuple(one._replace(queue=check_name(one.queue, "queues")) for one in map(_as_share, entries))
+    names = [one.queue for one in checked]
     if not checked:
         raise ConfigurationError("queues takes at least one queue; leave it out for all of them")
-    if len(set(checked)) < len(checked):
-        raise ConfigurationError(f"queues names one queue twice: {', '.join(checked)}")
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"queues names one queue twice: {', '.join(names)}")
     return checked
+
+
+def _as_share(one: object) -> Share:
+    if isinstance(one, Share):
+        return one
+    return share(check_name(one, "queues"))
 
 
 def _one_of(value: object, what: str, choices: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from liteq.findings import Finding
     from liteq.schedule import Schedule
+    from liteq.shares import Division
     from liteq.step import Step
     from liteq.storage.gates import Gates
     from liteq.storage.plans import Plans
@@ -77,12 +78,15 @@ class ClaimRequest(NamedTuple):
     ``queues`` in order of preference: everything in the first comes before anything in the second. ``None``: all
     queues together, by priority. ``needs`` says, by task name, of which gates a job needs a slot: where
     there is none it is not claimed but blocked, and ready again when one is free; see `liteq.storage.gates`.
+    ``division`` says how many of each of ``queues``, where that is not the order of preference alone: see
+    `liteq.shares`.
     """
 
     owner: int
     wanted: int
     queues: tuple[str, ...] | None = None
     needs: Needs = {}  # noqa: RUF012 - a named tuple's default, which nobody changes
+    division: Division | None = None
 
 
 #: The owner of what immediate mode runs: the caller himself. Only a storage whose jobs end with the process takes it.

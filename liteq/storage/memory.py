@@ -14,7 +14,7 @@ import json
 import os
 import random
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from heapq import heapify, heappop, heappush, heapreplace
@@ -284,7 +284,7 @@ class MemoryStorage(Storage):
 
     def _claim(self, request: ClaimRequest, now: float) -> list[Job]:
         claimed: list[Job] = []
-        while chosen := self._chosen(request._replace(wanted=request.wanted - len(claimed))):
+        while chosen := self._chosen(request._replace(wanted=request.wanted - len(claimed)), claimed):
             for seq in chosen:
                 row = self._rows[seq]
                 if (reason := self._gate_that_is_full(row, request, now)) is not None:
@@ -306,14 +306,27 @@ class MemoryStorage(Storage):
         needs_of = request.needs.get(row.task)
         return None if needs_of is None else self._gates.enter(row, needs_of(row), now)
 
-    def _chosen(self, request: ClaimRequest) -> list[int]:
-        """The seqs to claim, in order; they are taken out of their lines."""
+    def _chosen(self, request: ClaimRequest, claimed: Sequence[Job]) -> list[int]:
+        """The seqs to claim, in order; they are taken out of their lines. ``claimed`` were claimed before."""
         if request.queues is None:
             return self._heads(list(self._ready), request.wanted)
+        wanted = self._divided(request, claimed)
         chosen: list[int] = []
         for queue in request.queues:
-            chosen += self._heads([queue], request.wanted - len(chosen))
+            chosen += self._heads([queue], min(wanted[queue], request.wanted - len(chosen)))
         return chosen
+
+    def _divided(self, request: ClaimRequest, claimed: Sequence[Job]) -> Mapping[str, int]:
+        """How many to claim of each queue, at most."""
+        queues = request.queues or ()
+        if request.division is None:
+            return dict.fromkeys(queues, request.wanted)
+        from liteq.shares import divide  # few consumers divide anything
+
+        ready = {name: len(self._ready.get(name, ())) for name in queues if PAUSE_MARK + name not in self._marks}
+        counts = {name: min(number, max(0, request.wanted)) for name, number in ready.items()}
+        taken = Counter(row.queue for row in claimed)
+        return Counter(divide(request.division, request.wanted, counts, taken))
 
     def _heads(self, queues: list[str], wanted: int) -> list[int]:
         """Take the best ``wanted`` of these queues together."""

@@ -26,12 +26,13 @@ from liteq.gates import Need, NeedsOf
 from liteq.job import Job, JobState
 from liteq.rates import Rate
 from liteq.schedule import Schedule
+from liteq.shares import Division
 from liteq.storage.memory import MemoryStorage
 
 Decode = Callable[[Any], Any]
 
 #: What `liteq.storage.base` and `liteq.gates` import for type checkers only.
-_NAMES = {"Schedule": Schedule, "Rate": Rate}
+_NAMES = {"Schedule": Schedule, "Rate": Rate, "Division": Division}
 
 #: The fields of a job from this one on say the same for most, and are then left out.
 TAIL = 12

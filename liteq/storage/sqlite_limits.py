@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from liteq import rates
@@ -211,6 +212,8 @@ class _Claimer:
 
     def fill(self, paused: set[str]) -> bool:
         """Claim as much as is wanted; True if it ended before it came to the end of what is ready."""
+        if self._request.division is not None:
+            return self._fill_divided(paused)
         wanted = size = self._request.wanted
         while True:
             batch = moves.claim(self._connection, self._request._replace(wanted=size), self._now, paused)
@@ -222,6 +225,19 @@ class _Claimer:
                 return True
             # The more was blocked, the further ahead it looks: what it looks at in vain, it has to put back.
             size = missing + min(self.blocked, BLOCKED_AT_ONCE)
+
+    def _fill_divided(self, paused: set[str]) -> bool:
+        """`fill`, where the rest of a claim depends on which jobs were blocked: it looks no further than it wants."""
+        while (missing := self._request.wanted - len(self.jobs)) > 0:
+            request = self._request._replace(wanted=missing)
+            taken = Counter(job.queue for job in self.jobs)
+            batch = moves.claim(self._connection, request, self._now, paused, taken)
+            if not batch:
+                return False
+            self.take(batch)
+            if self.blocked >= BLOCKED_AT_ONCE:
+                return True
+        return False
 
     def take(self, batch: Sequence[Job]) -> None:
         """Keep of these, in their order, as many as are wanted and may run; block those before them that may not, and

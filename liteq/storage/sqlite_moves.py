@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence, Set
+from types import MappingProxyType
 
 from liteq.job import Job, JobState, Progress
 from liteq.lifecycle import Success, Transition
@@ -184,8 +185,17 @@ def promote(connection: sqlite3.Connection, now: float) -> None:
     connection.execute("DELETE FROM liteq_scheduled WHERE (due, id) <= (?, ?)", last)
 
 
-def claim(connection: sqlite3.Connection, request: ClaimRequest, now: float, paused: set[str]) -> list[Job]:
-    """Move the heads of the queues from ready to running, up to ``request.wanted``."""
+def claim(
+    connection: sqlite3.Connection,
+    request: ClaimRequest,
+    now: float,
+    paused: set[str],
+    taken: Mapping[str, int] = MappingProxyType({}),
+) -> list[Job]:
+    """Move the heads of the queues from ready to running, up to ``request.wanted``; ``taken`` is how many of each queue
+    this turn has claimed before."""
+    if request.division is not None:
+        return _claim_divided(connection, request, now, paused, taken)
     if request.queues is None:
         names = [row[0] for row in connection.execute(_QUEUE_NAMES).fetchall()]
         names = [name for name in names if name not in paused]
@@ -199,6 +209,25 @@ def claim(connection: sqlite3.Connection, request: ClaimRequest, now: float, pau
         if len(jobs) == request.wanted:
             break
     return jobs
+
+
+def _claim_divided(
+    connection: sqlite3.Connection, request: ClaimRequest, now: float, paused: set[str], taken: Mapping[str, int]
+) -> list[Job]:
+    from liteq.shares import divide  # few consumers divide anything
+
+    names = [name for name in request.queues or () if name not in paused]
+    ready = {name: connection.execute(_HOW_MANY, (name, request.wanted)).fetchone()[0] for name in names}
+    assert request.division is not None
+    wanted = divide(request.division, request.wanted, ready, taken)
+    jobs: list[Job] = []
+    for name in names:
+        if wanted.get(name):
+            jobs += _claim_queue(connection, name, wanted[name], request, now)
+    return jobs
+
+
+_HOW_MANY = "SELECT count(*) FROM (SELECT 1 FROM liteq_ready WHERE queue = ? LIMIT ?)"
 
 
 #: The distinct queues by jumping through the index from one to the next: the cost is that of the number of queues.

@@ -142,6 +142,29 @@ def test_queues_are_emptied_in_the_order_of_preference_and_others_left_alone(sho
     assert shop.app.queues() == {"third": 1}
 
 
+def test_queues_are_emptied_by_weight(shop: Shop) -> None:
+    notes = shop.directory / "notes"
+    for queue in ("low", "high"):
+        for _ in range(4):
+            shop.task("note").using(queue=queue)(str(notes), f"{queue} ")
+    assert shop.consume(LITEQ_QUEUES="high:3,low:1").returncode == 0
+    assert notes.read_text() == "high low high high high low low low "
+
+
+@pytest.mark.parametrize(
+    ("queues", "words"),
+    [
+        ("high:x", "NAME:WEIGHT or NAME=WORKERS with whole numbers, not 'high:x'"),
+        ("high=1,default", "jobs of default would never run"),
+        ("high:1,high:2", "names one queue twice"),
+    ],
+)
+def test_shares_that_make_no_sense_end_it_with_one_line(shop: Shop, queues: str, words: str) -> None:
+    done = shop.consume("-q", queues)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words in done.stderr
+
+
 @pytest.mark.parametrize("option", [[], ["-n"]])
 def test_expired_jobs_of_other_queues_are_ended_also_where_no_schedule_is_fired(shop: Shop, option: list[str]) -> None:
     job = shop.task("add").using(queue="other", expires=0)(1, 2)

@@ -26,7 +26,7 @@ VALUES, STORAGE, APP, CONSUMER, EDGE, FRONT_DOOR = range(6)
 FLOORS: Mapping[int, frozenset[str]] = {
     VALUES: frozenset(
         {"_version", "errors", "clock", "instants", "serializers", "triggers", "retry", "job", "lifecycle", "gates"}
-        | {"plan", "schedule", "findings", "unique", "explanation", "step", "rates"}
+        | {"plan", "schedule", "findings", "unique", "explanation", "step", "rates", "shares"}
     ),
     STORAGE: frozenset({"storage"}),
     APP: frozenset(

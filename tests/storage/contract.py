@@ -30,6 +30,7 @@ from gates_contract import GatesContract
 from plans_contract import PlansContract
 from rates_contract import RatesContract
 from schedule_contract import ScheduleContract
+from shares_contract import SharesContract
 from steps_contract import StepsContract
 from unique_contract import UniqueContract
 
@@ -184,7 +185,9 @@ def at_once(function: Callable[[int], T], threads: int = THREADS) -> list[T]:
         sys.setswitchinterval(interval)
 
 
-class StorageContract(GatesContract, RatesContract, ScheduleContract, StepsContract, UniqueContract, PlansContract):
+class StorageContract(
+    GatesContract, RatesContract, ScheduleContract, SharesContract, StepsContract, UniqueContract, PlansContract
+):
     """The promises. Not collected by itself: subclasses give the fixtures."""
 
     #: Whether a watch is told of a death at once; where the system cannot, the dead are found by looking for them.

@@ -32,6 +32,7 @@ from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revoca
 from liteq.plan import Edge, Plan, Rule, Terms
 from liteq.retry import RetryDelay
 from liteq.schedule import Schedule
+from liteq.shares import Share, Sharing
 from liteq.step import Step, StepKind, StepState
 from liteq.storage import replica
 from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Storage, Turn
@@ -91,11 +92,24 @@ new_jobs = st.builds(
     st.sampled_from([b"", b"p", b"\0\xff"]),
     uniques,
 )
-requests = st.builds(
-    lambda owner, wanted, queues: ClaimRequest(owner, wanted, queues),
-    st.integers(1, 3),
-    st.integers(0, 4),
-    st.one_of(st.none(), st.lists(st.sampled_from([*QUEUES, "none"]), max_size=3).map(tuple)),
+served = st.lists(st.sampled_from([*QUEUES, "none"]), max_size=3, unique=True).map(tuple)
+divided = st.lists(
+    st.builds(Share, st.sampled_from([*QUEUES, "none"]), st.integers(0, 3), st.integers(0, 2)),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda share: share.queue,
+)
+requests = st.one_of(
+    st.builds(ClaimRequest, st.integers(1, 3), st.integers(0, 4), st.one_of(st.none(), served)),
+    st.builds(
+        lambda owner, wanted, shares, free: ClaimRequest(
+            owner, wanted, tuple(one.queue for one in shares), division=Sharing(shares).division(free, {})
+        ),
+        st.integers(1, 3),
+        st.integers(0, 4),
+        divided,
+        st.integers(0, 4),
+    ),
 )
 filters = st.builds(
     JobFilter,
