@@ -194,10 +194,11 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("decimal", "Decimal"): Decimal,
     ("uuid", "UUID"): UUID,
     ("uuid", "SafeUUID"): SafeUUID,
-    ("pathlib", "PosixPath"): PosixPath,
-    ("pathlib", "PurePosixPath"): PurePosixPath,
-    ("pathlib", "PureWindowsPath"): PureWindowsPath,
-    ("pathlib", "PurePath"): PurePath,
+    **{
+        (module, known.__name__): known
+        for known in (PosixPath, PurePosixPath, PureWindowsPath, PurePath)
+        for module in ("pathlib", "pathlib._local")  # as Python 3.13 calls it
+    },
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("__builtin__", "set"): set,  # as Python 2, and pickle's protocols up to 2, call it

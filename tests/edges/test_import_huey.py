@@ -132,6 +132,19 @@ def test_values_arrive_as_they_were(old: Old, value: object, protocol: int) -> N
     assert type(args[0]) is type(value)
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_paths_arrive_whichever_version_of_python_wrote_them(old: Old, module: str) -> None:
+    message = pickle.dumps(pickle.loads(old.huey.serialize_task(old.take.s("the path"))), 2)
+    text = b"X\x08\0\0\0the path"
+    assert text in message
+    old.write(message.replace(text, f"c{module}\nPurePosixPath\n(V/srv/shop\ntR".encode()))
+    code, said = old.moves()
+    assert (code, said["taken"]) == (0, 1), said
+    [job] = old.app.jobs()
+    args, _ = old.app.engine.runtime.serializer.loads_call(job.payload)
+    assert args == (PurePosixPath("/srv/shop"),)
+
+
 def test_nothing_is_taken_over_twice(old: Old) -> None:
     old.mail("ann@example.org")
     assert old.moves()[1]["taken"] == 1
