@@ -142,7 +142,7 @@ def test_paths_arrive_whichever_version_of_python_wrote_them(old: Old, module: s
     assert (code, said["taken"]) == (0, 1), said
     [job] = old.app.jobs()
     args, _ = old.app.engine.runtime.serializer.loads_call(job.payload)
-    assert args == (PurePosixPath("/srv/shop"),)
+    assert list(args) == [PurePosixPath("/srv/shop")]
 
 
 def test_nothing_is_taken_over_twice(old: Old) -> None:
