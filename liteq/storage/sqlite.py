@@ -65,7 +65,7 @@ _INSERT = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {_ROW}"
 #: 90 rows of 11 values stay under SQLite's oldest limit of 999 variables a statement.
 _CHUNK = 90
 _INSERT_IF_FREE = f"""
-INSERT INTO liteq_job ({_COLUMNS}, ukey) SELECT {", ".join(f"?{number}" for number in range(1, 13))} {unique.IF_FREE}
+INSERT INTO liteq_job ({_COLUMNS}, ukey) SELECT {", ".join("?" * 12)} {unique.IF_FREE}
 """
 _INSERT_KEYED = f"INSERT INTO liteq_job ({_COLUMNS}, ukey) VALUES ({', '.join('?' * 12)})"
 _INSERT_CHUNK = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {', '.join([_ROW] * _CHUNK)}"
@@ -120,7 +120,7 @@ class SqliteStorage(Storage):
             job, rnd = jobs[0], getrandbits(40)
             if job.unique is None:
                 return Added((_stored(job, self._connections.insert(_INSERT, _row(job, rnd)), rnd),))
-            seq = self._connections.insert(_INSERT_IF_FREE, (*_row(job, rnd), job.unique.key))
+            seq = self._connections.insert(_INSERT_IF_FREE, (*_row(job, rnd), *_key_of(job, job.unique)))
             if seq:
                 return Added((_stored_keyed(job, seq, rnd),))
         if any(job.id or job.unique for job in jobs):
@@ -425,16 +425,23 @@ def _add_each(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
     return Added(stored, known)
 
 
+def _key_of(job: Job, wanted: Unique) -> tuple[str, str, str]:
+    """The last column of a keyed job's row, and then what `unique.IF_FREE` asks for."""
+    return wanted.key, wanted.key, job.task
+
+
 def _add_unique(connection: sqlite3.Connection, job: Job, wanted: Unique, rnd: int) -> tuple[Job, bool]:
     """The stored job, or the one that holds its key; and whether that existed before."""
-    row = (*_row(job, rnd), wanted.key)
-    inserted = connection.execute(_INSERT_IF_FREE, row)
+    row = _row(job, rnd)
+    inserted = connection.execute(_INSERT_IF_FREE, (*row, *_key_of(job, wanted)))
     if inserted.rowcount == 1:
         return _stored_keyed(job, inserted.lastrowid or 0, rnd), False
     held = unique.Held(connection, job, wanted)
     if held.is_answer:
         return held.answer(), True
-    return held.place(_stored_keyed(job, connection.execute(_INSERT_KEYED, row).lastrowid or 0, rnd)), False
+    return held.place(
+        _stored_keyed(job, connection.execute(_INSERT_KEYED, (*row, wanted.key)).lastrowid or 0, rnd)
+    ), False
 
 
 def _add_new(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:

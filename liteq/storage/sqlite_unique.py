@@ -24,11 +24,12 @@ from liteq.storage import sqlite_steps as steps
 from liteq.storage.base import Rival
 from liteq.unique import Unique
 
-#: What may follow an INSERT … SELECT of a job, where ``?12`` is its key and ``?3`` its task, so that it stores nothing
-#: if the key is held. Most keys are not, so most jobs are one statement, as jobs without a key are.
+#: What may follow an INSERT … SELECT of a job, so that it stores nothing if its key is held: by the values of key and
+#: task. (Without numbers, at which Python 3.12.0 to 3.12.3 warn.) Most keys are not, so most jobs are one statement, as
+#: jobs without a key are.
 IF_FREE = """
 WHERE NOT EXISTS (
-    SELECT 1 FROM liteq_unique u WHERE u.key = ?12 AND u.task = ?3
+    SELECT 1 FROM liteq_unique u WHERE u.key = ? AND u.task = ?
     AND NOT EXISTS (SELECT 1 FROM liteq_done WHERE id = u.job)
 )
 """
