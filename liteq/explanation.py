@@ -64,7 +64,8 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFacts:
-    """What is known of a consumer: ``queues`` is ``None`` where it serves all; ``running`` counts its jobs."""
+    """What is known of a consumer: ``workers`` are those that could run the job, without what is reserved for other
+    queues and idle; ``queues`` is ``None`` where it serves all; ``running`` counts its jobs."""
 
     number: int
     alive: bool
@@ -268,7 +269,7 @@ def _held_up(facts: Facts) -> Iterator[Cause]:
 def _in_line(facts: Facts) -> Cause:
     serving = [one for one in facts.consumers if one.serves(facts.job.queue)]
     workers, running = sum(one.workers for one in serving), sum(one.running for one in serving)
-    taken = f"{min(workers, running)} of the {workers} workers that serve it are taken"
+    taken = _taken(min(workers, running), workers)
     more = "more workers (-w) or consumers; priority= lets some jobs come before others"
     if facts.ahead:
         jobs = f"{facts.ahead} job{'s are' if facts.ahead > 1 else ' is'} before it in its queue"
@@ -277,6 +278,12 @@ def _in_line(facts: Facts) -> Cause:
         return Cause("busy", f"it is the next of its queue {facts.job.queue!r}; {taken}", more)
     text = f"it is the next of its queue {facts.job.queue!r}, and a consumer takes it in a moment"
     return Cause("next", text, "ask again; if it stays so, liteq health APP and the consumer's log tell more")
+
+
+def _taken(number: int, workers: int) -> str:
+    if workers == 1:
+        return f"the one worker that serves it is {'taken' if number else 'free'}"
+    return f"{'all' if number == workers else f'{number} of the'} {workers} workers that serve it are taken"
 
 
 # ── it runs ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from liteq.engine import Engine
 from liteq.explanation import ConsumerFacts, Explanation, Facts, explain, prior_id, suspended_at
@@ -39,7 +39,7 @@ def _gathered(engine: Engine, job: Job) -> Facts:
         paused=mark in engine.storage.marks(mark),
         revoked=_revoked(engine, job, now),
         told=job.state is JobState.RUNNING and engine.is_told(job),
-        consumers=_consumers(engine),
+        consumers=_consumers(engine, job.queue),
         ahead=engine.storage.ahead(job.seq) if job.state is JobState.READY else 0,
         holders=() if gate is None else tuple(_in_words(one) for one in holders_of(engine.storage, gate)),
         slots=1 if gate is None else gate.slots,
@@ -67,23 +67,28 @@ def _revoked(engine: Engine, job: Job, now: float) -> Revocation | None:
     return None if found is None or (found.until is not None and found.until <= now) else found
 
 
-def _consumers(engine: Engine) -> tuple[ConsumerFacts, ...]:
-    running = Counter(one.owner for one in engine.storage.standing(()).values() if one.state is JobState.RUNNING)
+def _consumers(engine: Engine, queue: str) -> tuple[ConsumerFacts, ...]:
+    running: dict[int | None, Counter[str]] = defaultdict(Counter)
+    for one in engine.storage.standing(()).values():
+        if one.state is JobState.RUNNING:
+            running[one.owner][one.queue] += 1
     owners = [owner for owner in engine.storage.owners() if "worker_type" in owner.info]
-    return tuple(_consumer(owner, running[owner.number]) for owner in owners)
+    return tuple(_consumer(owner, running[owner.number], queue) for owner in owners)
 
 
-def _consumer(owner: Owner, running: int) -> ConsumerFacts:
-    told, queues = owner.info, owner.info.get("queues")
+def _consumer(owner: Owner, running: Counter[str], queue: str) -> ConsumerFacts:
+    told, queues, reserved = owner.info, owner.info.get("queues"), owner.info.get("reserved")
     workers = told.get("workers")
+    kept = reserved.items() if isinstance(reserved, dict) else ()
+    idle = sum(max(0, number - running[name]) for name, number in kept if name != queue)
     return ConsumerFacts(
         owner.number,
         owner.alive,
         told.get("pid"),
         told.get("host"),
-        workers if isinstance(workers, int) else 1,
-        tuple(map(str, queues)) if isinstance(queues, (list, tuple, dict)) else None,
-        running,
+        workers - idle if isinstance(workers, int) else 1,
+        tuple(map(str, queues)) if isinstance(queues, (list, tuple)) else None,
+        running.total(),
     )
 
 

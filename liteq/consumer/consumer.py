@@ -113,6 +113,7 @@ class Consumer:
             "workers": options.workers,
             "worker_type": options.worker_type,
             "queues": None if options.queues is None else list(options.queues),
+            "reserved": {one.queue: one.reserved for one in options.shares or () if one.reserved},
             "started": self.engine.clock.now(),
             "periodic": options.periodic,
             "schedules": sorted(self.engine.declared.entries) if options.periodic else [],

@@ -156,6 +156,18 @@ def test_jobs_before_it_are_counted_by_priority_and_age() -> None:
     ]
 
 
+def test_a_worker_that_is_reserved_for_another_queue_is_not_counted() -> None:
+    app = LiteQ(MemoryStorage())
+    told = {"worker_type": "thread", "workers": 2, "queues": ["high", "default"], "reserved": {"high": 1}}
+    owner = app.storage.register(told)
+    task = app.task(name="t")(lambda: None)
+    task()
+    claim(app, owner)
+    words = "it is the next of its queue 'default'; the one worker that serves it is taken"
+    assert task().why().causes[0].text == words
+    assert codes(task.using(queue="high")()) == ["next"]
+
+
 def test_an_explanation_is_a_value() -> None:
     app = LiteQ(MemoryStorage())
     result = app.task(name="t")(lambda: None)()

@@ -38,12 +38,12 @@ CASES: list[tuple[Job, dict[str, Any], dict[str, str]]] = [
     (
         JOB,
         {"ahead": 3, "consumers": (replace(IDLE, running=2),)},
-        {"behind": "3 jobs are before it in its queue 'mail'; 2 of the 2 workers that serve it are taken"},
+        {"behind": "3 jobs are before it in its queue 'mail'; all 2 workers that serve it are taken"},
     ),
     (
         JOB,
         {"consumers": (replace(IDLE, running=9),)},
-        {"busy": "it is the next of its queue 'mail'; 2 of the 2 workers that serve it are taken"},
+        {"busy": "it is the next of its queue 'mail'; all 2 workers that serve it are taken"},
     ),
     (JOB, {"paused": True}, {"paused": "its queue 'mail' is paused"}),
     (JOB, {"consumers": ()}, {"no_consumer": "no consumer is alive"}),
