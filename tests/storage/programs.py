@@ -3,85 +3,28 @@
 from __future__ import annotations
 
 import gc
-import os
-import select
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Self
 
-import pytest
+import conversation
+from conversation import ROOT as ROOT
 
-import liteq.storage.locks
-
-ROOT = Path(liteq.storage.locks.__file__).parents[2]
-
-PATIENCE = 60.0
-
-PRELUDE = """
-import fcntl, os, signal, sqlite3, sys, threading, time
+PRELUDE = (
+    conversation.PRELUDE
+    + """
+import fcntl, os, signal, sqlite3, threading, time
 from pathlib import Path
 from liteq.errors import *
 from liteq.storage.locks import *
 from liteq.storage.waker import *
 from liteq.storage.watch import *
-
-def say(*words):
-    print(*words, flush=True)
-
-def hear():
-    return sys.stdin.readline().strip()
-
 """
+)
 
 
-class Program:
-    """A Python process that runs ``source`` and talks in lines (``say``, ``hear``), killed at the end of the block.
+class Program(conversation.Program):
+    """One that knows the locks, the watch and the errors, and imports what the tests need."""
 
-    Args:
-        source: after `PRELUDE`; ``arguments`` are its ``sys.argv[1:]``.
-        pass_fds: descriptors that it inherits.
-    """
-
-    def __init__(self, source: str, *arguments: object, pass_fds: tuple[int, ...] = ()) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(source), *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            pass_fds=pass_fds,
-        )
-
-    def hear(self) -> str:
-        """The next line it says; ``""`` when it has said its last."""
-        assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
-            pytest.fail(f"nothing heard within {PATIENCE:g} s")
-        return self.process.stdout.readline().decode().strip()
-
-    def tell(self, line: str = "go") -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n".encode())
-
-    def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
-        self.process.kill()
-        self.process.wait(PATIENCE)
-
-    def finish(self) -> int:
-        """Wait until it ends by itself; its exit code."""
-        return self.process.wait(PATIENCE)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
+    prelude = PRELUDE
 
 
 def open_files() -> set[str]:

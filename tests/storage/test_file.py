@@ -570,7 +570,7 @@ def test_a_record_that_comes_out_differently_is_refused(directory: Path, storage
     claim(storage, 2, owner=owner)
     whole = journal_of(directory).read_bytes()
     line = whole.splitlines(keepends=True)[-1]
-    changed = line[9:].partition(b" ")[2][:-1].replace(b",2,null,{}]", b",3,null,{}]")
+    changed = line[9:].partition(b" ")[2][:-1].replace(b",2,null,{}", b",3,null,{}")
     assert changed != line[9:].partition(b" ")[2][:-1]
     text = whole[: -len(line)] + journals.line_of(changed, 4)
     journal_of(directory).write_bytes(text)
