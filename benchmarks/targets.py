@@ -73,6 +73,10 @@ def _targets() -> Iterator[Target]:
             title = f"depth 1,000,000 against 1,000, {each}, {batch} job{'s'[: batch > 1]} a round"
             yield Target(title, "depth", f"{each}/batch-{batch}/ratio", "at most", 1.5)
     for each in DURABILITIES:
+        for gate in ("lock", "limit", "rate"):
+            title = f"claims beside 100,000 blocked ({gate}) against none, {each}"
+            yield Target(title, "blocked", f"{each}/{gate}/ratio", "at most", 1.5)
+    for each in DURABILITIES:
         for method in ("fork", "forkserver", "spawn"):
             title, figure = f"killed worker, {each}, {method}", f"{each}/worker/{method}"
             yield Target(f"{title}, another idle, p50", "recovery", f"{figure}/idle/p50", "below", 200.0)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.harness import Bench, Figure
 from benchmarks.scenarios import (
+    blocked,
     contention,
     coroutines,
     depth,
@@ -47,6 +48,7 @@ SCENARIOS = {
     "latency": Scenario(f"an idle consumer, a job every {latency.EVERY * 1e3:.0f} ms", latency.run),
     "idle": Scenario(f"a consumer with {idle.WORKERS} workers and nothing to do", idle.run),
     "depth": Scenario("a round of claim and finish, by how much waits", depth.run),
+    "blocked": Scenario(f"a round of claim and finish beside {blocked.BLOCKED:,} blocked jobs", blocked.run),
     "contention": Scenario(f"{contention.PRODUCERS} producers and a consumer, all saturating", contention.run),
     "file": Scenario("a directory of plain files instead of SQLite, beside huey's", files.run),
     "recovery": Scenario("from kill -9 to the second run of what was running", recovery.run),

@@ -363,6 +363,16 @@ def test_two_consumers_share_a_bucket_and_wake_when_the_next_token_comes(on_file
     assert starts[-1] - starts[0] >= (60 - 4) / 40 - 0.25
 
 
+def test_a_burst_waits_for_what_may_start_within_a_minute_and_leaves_the_rest(on_file: LiteQ) -> None:
+    soon = on_file.task(rate_limit="50/s burst 1", name="soon")(nothing)
+    late = on_file.task(rate_limit="1/h", name="late")(nothing)
+    soon.map(range(5))
+    late.map(range(2))
+    on_file.create_consumer(workers=2, burst=True).run()
+    counts = on_file.counts()
+    assert (counts[JobState.SUCCEEDED], counts[JobState.BLOCKED]) == (6, 1)
+
+
 def test_a_job_that_was_claimed_and_given_back_is_not_counted(app: LiteQ) -> None:
     task = app.task(rate_limit="1/h", name="mail")(nothing)
     first, second = task(), task()
