@@ -97,6 +97,13 @@ def _targets() -> Iterator[Target]:
         yield Target(f"10,000 schedules, slots missing, {each}", "schedules", f"{each}/many/missing", "at most", 0.0)
     for each in DURABILITIES:
         yield Target(f"a durable step beside one insert, {each}", "steps", f"{each}/step/ratio", "below", 2.0)
+    for each in DURABILITIES:
+        yield Target(
+            f"chord of 10,000, {each}, against plain drain", "workflows", f"{each}/chord/ratio", "at least", 0.6
+        )
+        yield Target(f"pipeline of 1,000, {each}, steps/s", "workflows", f"{each}/pipeline", "at least", 2_000)
+    title = "claim and finish with 100,000 that wait against none"
+    yield Target(title, "workflows", "turn/ratio", "at most", 1.5)
     for what, most in (("parse", 15.0), ("next", 15.0), ("next, far", 150.0)):
         yield Target(f"cron expression, {what}", "triggers", f"{what}/liteq", "below", most)
     yield Target("cron expression, against cronsim", "triggers", "parse + next/to cronsim", "at most", 1.0)

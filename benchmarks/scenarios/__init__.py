@@ -24,6 +24,7 @@ from benchmarks.scenarios import (
     steps,
     triggers,
     unique,
+    workflows,
 )
 
 
@@ -54,6 +55,7 @@ SCENARIOS = {
     "recovery": Scenario("from kill -9 to the second run of what was running", recovery.run),
     "schedules": Scenario("each slot once and on time, under kills, and 10,000 schedules", schedules.run),
     "steps": Scenario("one recorded step, plain and as a coroutine, beside one insert", steps.run),
+    "workflows": Scenario("a chord, a pipeline, and 100,000 jobs that wait", workflows.run),
     "triggers": Scenario("cron expressions, read and asked for their next run", triggers.run),
     "import": Scenario("the import statement, in fresh processes", importing.run),
     "peers": Scenario("other queues on this machine, as they come", peers.run),

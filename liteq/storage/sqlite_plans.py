@@ -214,6 +214,9 @@ class SqliteLedger(Ledger):
     def count(self, priors: Collection[int], by: int) -> dict[int, int]:
         if not priors:
             return {}
+        first, last = min(priors), max(priors)
+        if last - first + 1 == len(priors):  # as the members of a group mostly are; a third of the other way's time
+            return dict(self._connection.execute(_COUNT_RUN, {"first": first, "last": last, "by": by}).fetchall())
         return dict(self._connection.execute(_COUNT, {"seqs": str(list(priors)), "by": by}).fetchall())
 
     def broken(self, priors: Mapping[int, JobState]) -> list[tuple[int, int, Rule]]:
@@ -282,11 +285,12 @@ class SqliteLedger(Ledger):
         self._connection.execute(_UNBLOCK, values)
 
 
-_COUNT = f"""
-UPDATE liteq_dependent SET missing = missing + :by * e.number
-FROM (SELECT job, count(*) AS number FROM liteq_edge WHERE prior IN {_SEQS} GROUP BY job) e
-WHERE liteq_dependent.id = e.job RETURNING id, missing
-"""
+_COUNT, _COUNT_RUN = (
+    "UPDATE liteq_dependent SET missing = missing + :by * e.number "
+    f"FROM (SELECT job, count(*) AS number FROM liteq_edge WHERE {these} GROUP BY job) e "
+    "WHERE liteq_dependent.id = e.job RETURNING id, missing"
+    for these in (f"prior IN {_SEQS}", "prior BETWEEN :first AND :last")
+)
 
 _HANDLERS = f"({Rule.FAILURE:d})"
 #: Ends of a prerequisite, and the rules that they break; as `liteq.lifecycle.unmet` has it.
