@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Self
 
+import psutil
 import pytest
 
 import liteq
@@ -29,6 +30,14 @@ def hear():
     return sys.stdin.readline().strip()
 
 """
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether it has ended; its parent may not have asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Program:

@@ -152,6 +152,7 @@ def test_what_a_killed_consumer_had_not_begun_costs_no_attempt(
         eventually(lambda: has_begun(log, 1), interval=0.001)
         victim.kill()
         claimed = app.jobs(state="running")
+        eventually(lambda: not any(one.alive for one in app.consumers()), message="its workers have ended too")
         app.engine.recover()
         for job in claimed:
             now = app.job(job.id)

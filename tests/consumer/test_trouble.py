@@ -19,6 +19,7 @@ import fleet
 import psutil
 import pytest
 import workshop
+from conversation import is_gone
 from kinds import GET, endings, failure_of
 from workshop import lines
 
@@ -252,7 +253,7 @@ def test_deadlines_hold_while_somebody_else_has_the_lock(
         with locked(path):
             gate.touch()
             eventually(lambda: "the storage fails" in caplog.text)
-            eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+            eventually(lambda: is_gone(worker))
         assert quick.get(GET) == "through"
         assert failure_of(stuck).error_type == "TaskTimeout"
 

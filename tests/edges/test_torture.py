@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from commandline import Eventually, Shop, shop_in
+from conversation import is_gone
 
 from liteq import JobState
 
@@ -176,25 +177,25 @@ def test_an_unknown_kind_of_worker_is_refused_before_anything_is_made(place: Sho
 
 def test_ctrl_c_ends_it_early_with_a_report(place: Shop, disk: Path, eventually: Eventually) -> None:
     program = place.start("-m", "liteq", "torture", str(disk), "--seconds", "600", "--json")
-    eventually(lambda: sum(1 for path in disk.glob("*/lives/*")) >= 3, 30.0, message="somebody is at work")
+    eventually(lambda: sum(1 for path in disk.glob("*/lives/*")) >= 3, message="somebody is at work")
     family = psutil.Process(program.process.pid).children(recursive=True)
     program.signal(signal.SIGINT)
     assert program.ends() == 0, program.log
     assert json.loads(program.log)["lost"] == 0
     assert list(disk.iterdir()) == []
-    assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+    eventually(lambda: all(map(is_gone, family)))  # what multiprocessing keeps for a program ends after it
 
 
 def test_nobody_outlives_a_torturer_that_is_killed(place: Shop, disk: Path, eventually: Eventually) -> None:
     program = place.start("-m", "liteq", "torture", str(disk), "--seconds", "600")
-    eventually(lambda: sum(1 for path in disk.glob("*/lives/*")) >= 3, 30.0, message="somebody is at work")
+    eventually(lambda: sum(1 for path in disk.glob("*/lives/*")) >= 3, message="somebody is at work")
     family = psutil.Process(program.process.pid).children(recursive=True)
     program.process.kill()
     program.ends()
     for one in family:  # who is stopped at this moment hears of it when he goes on
         if one.is_running():
             os.kill(one.pid, signal.SIGCONT)
-    eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family), 20.0)
+    eventually(lambda: all(map(is_gone, family)))
 
 
 # ── when something is wrong ──────────────────────────────────────────────────────────────────────────────
@@ -215,8 +216,12 @@ def test_a_consumer_that_robs_living_ones_is_found_out(place: Shop, disk: Path) 
         "    return sum(self._recover_owner(owner.number) for owner in self.storage.owners())\n"
         "Engine.recover = recover\n"
     )
-    answer = torture(place, disk, "--seconds", 3, "--seed", 3, "--json", **sabotaged(disk, rob))
-    told = report_of(answer)
+    sabotage = sabotaged(disk, rob)
+    for seconds in (3, 10, 30):  # on a busy machine nobody may come to rob anybody for a while
+        answer = torture(place, disk, "--seconds", seconds, "--seed", 3, "--json", **sabotage)
+        told = report_of(answer)
+        if not told["ok"]:
+            break
     assert (answer.returncode, told["ok"]) == (1, False)
     assert told["run_twice"] > 0
     assert "attempt/claim" in " ".join(told["problems"])
@@ -233,8 +238,12 @@ def test_a_job_that_is_gone_is_found_out(place: Shop, disk: Path) -> None:
         "    app.purge('failed')\n"
         "crew.Crew.dismiss = purge\n"
     )
-    answer = torture(place, disk, "--seconds", 2, "--seed", 3, "--json", **sabotaged(disk, purge))
-    told = report_of(answer)
+    sabotage = sabotaged(disk, purge)
+    for seconds in (2, 10, 30):
+        answer = torture(place, disk, "--seconds", seconds, "--seed", 3, "--json", **sabotage)
+        told = report_of(answer)
+        if not told["ok"]:
+            break
     assert (answer.returncode, told["ok"]) == (1, False)
     assert told["lost"] > 0
     assert "was enqueued and is not there" in told["problems"][0]
