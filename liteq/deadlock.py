@@ -31,6 +31,7 @@ from liteq.errors import StorageError
 from liteq.gates import PROCESS, gate_of, is_rate
 from liteq.job import Job, JobState
 from liteq.lifecycle import EVENT, PAUSE_MARK, UNKNOWN_TASK
+from liteq.plan import first_of
 from liteq.storage.base import Owner, Standing, Storage
 from liteq.unique import followed_by_key
 
@@ -66,7 +67,8 @@ class Scene:
         paused: queues.
         now: seconds since the epoch.
         holders: by the reason for which a job is blocked at a full lock or limit, the jobs that hold its slots; by
-            that for which it follows another one of its unique key, that one.
+            that for which it follows another one of its unique key, that one; by that for which it waits for other
+            jobs, the first of them.
     """
 
     def __init__(
@@ -187,10 +189,10 @@ def serves(consumer: Owner, queue: str) -> bool:
 
 def _holders(storage: Storage, reasons: Iterable[str | None]) -> dict[str, frozenset[int]]:
     """By reason, which jobs hold all slots of the lock or limit that it names, where only jobs do; or which job is
-    followed."""
+    followed, or must end first."""
     found: dict[str, frozenset[int]] = {}
     for why in reasons:
-        before = followed_by_key(why or "")
+        before = followed_by_key(why or "") or first_of(why or "")
         followed = None if before is None else storage.get(before)
         if why is not None and followed is not None:
             found[why] = frozenset((followed.seq,))

@@ -604,3 +604,17 @@ def test_why_names_the_jobs_that_are_missing(shop: Shop) -> None:
     )
     run(shop.app, claim(shop.app, 1)[0])
     assert shop.app.why(late.id).causes[0].text == f"it waits for the end of job {second.id} of mul, which is ready"
+
+
+def test_a_job_that_waits_for_one_that_depends_on_it_is_told(on_file: LiteQ) -> None:
+    @on_file.task
+    def child() -> None:
+        return None
+
+    @on_file.task(context=True)
+    def parent(*, task: Any) -> object:
+        return child.using(after=[task.id, child()])().get()
+
+    with on_file.run_in_background(workers=3), pytest.raises(TaskFailed, match=r"WouldDeadlock: .*which cannot start"):
+        parent().get(timeout=30)
+    assert on_file.jobs(state="blocked") == []  # its end was the child's end, too

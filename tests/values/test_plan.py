@@ -1,0 +1,23 @@
+"""Plans: what is read off the reason of a job that waits for others."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liteq import plan
+
+
+@given(st.text(min_size=1), st.integers(0, 10_000))
+def test_the_reason_names_the_first_job_whatever_it_is_called(job_id: str, others: int) -> None:
+    reason = plan.reason(job_id, others)
+    assert plan.is_waiting(reason)
+    assert plan.first_of(reason) == job_id
+
+
+@pytest.mark.parametrize(
+    "reason", ["", "unknown task: shop.mail", "waits for lock ledger", "waits until job 3 is over"]
+)
+def test_other_reasons_name_no_first_job(reason: str) -> None:
+    assert plan.first_of(reason) is None
