@@ -61,7 +61,7 @@ def test_the_only_worker_does_no_more_than_its_share(app: LiteQ, tasks: Any, con
         tasks.where.map([()] * 200).get(GET)
     with consume(app, max_tasks=3):
         shares = Counter(pids_of(tasks.where.map([()] * 30)))
-    assert set(shares.values()) == {3}
+    assert max(shares.values()) == 3  # some did less: what a slow machine has not begun in time is taken back
 
 
 def test_each_job_in_a_process_of_its_own(app: LiteQ, tasks: Any, consume: Any) -> None:
