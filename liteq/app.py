@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TextIO, TypeVar, Unpack, overload
 
 from liteq import lifecycle
 from liteq.clock import Clock, SystemClock
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from liteq.schedule import CatchUp, Overlap
     from liteq.schedules import Schedules
     from liteq.step import Step
+    from liteq.storage.cargo import Taken
+    from liteq.transfer import Exported
     from liteq.triggers import Trigger
     from liteq.workflow import Group, Single, Workflow
 
@@ -740,6 +742,59 @@ class LiteQ:
         target = Path(path).absolute()
         self.storage.backup(target, overwrite=overwrite)
         return target
+
+    def export(self, to: str | Path | TextIO, *, overwrite: bool = False) -> Exported:
+        """Write everything in the queue as lines of JSON, for `import_` into any other storage.
+
+        Jobs in every state go along with their ids, arguments, history, results, unique keys, steps and what they wait
+        for; schedules, paused queues, revocations and limits too. It is of one instant. A job that runs is written
+        as one that is ready: let consumers stop first, or it may run in both queues.
+
+        Args:
+            to: the path of a new file, or a text file that is open for writing.
+            overwrite: replace a file that is there already.
+
+        Returns:
+            How many ``jobs``, ``schedules`` and ``marks`` were written.
+
+        Raises:
+            StorageError: there is no new file: the path cannot be written, or exists.
+        """
+        from pathlib import Path
+
+        from liteq import transfer
+
+        _check_flag(overwrite, "overwrite")
+        now = self._clock.now()
+        if isinstance(to, str | os.PathLike):
+            return transfer.export_to_file(self.storage, Path(to).absolute(), now, overwrite=overwrite)
+        return transfer.export(self.storage, to, now)
+
+    def import_(self, source: str | Path | Iterable[bytes]) -> Taken:
+        """Store what `export` has written, as far as it is not there already; all of it, or nothing.
+
+        Jobs keep their ids, so Results of theirs are good here too, and their order. One whose id is there is left
+        out, so an import can be repeated, and so is a waiting one whose unique key another has. Schedules, and
+        what is paused, revoked or limited, stay as they are where both have them.
+
+        Args:
+            source: the path of the file, or a binary file that is open for reading.
+
+        Returns:
+            How many ``jobs`` were stored, how many were ``known``, and how many ``schedules`` and ``marks`` are new.
+
+        Raises:
+            StorageError: it cannot be read, is cut off, or something else, or of a newer liteq; the line is named.
+                Nothing was stored.
+        """
+        from pathlib import Path
+
+        from liteq import transfer
+
+        now = self._clock.now()
+        if not isinstance(source, str | os.PathLike):
+            return transfer.import_into(self.storage, source, str(getattr(source, "name", "the export")), now)
+        return transfer.import_file(self.storage, Path(source).absolute(), now)
 
     def examine(self, *, thorough: bool = True) -> list[Finding]:
         """What is wrong, or worth knowing, about the queue and the place where it is kept; changes nothing.

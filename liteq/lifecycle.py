@@ -332,6 +332,24 @@ def _given_back(job: Job, outcome: Outcome, now: float, cancelled: bool) -> Tran
     return _waiting(back, now + (outcome.delay or 0.0), now)
 
 
+def arrive(job: Job, now: float, *, cancelled: bool = False) -> Job:
+    """How a job stands after it was moved to another storage: nobody runs it, and it is in no line of a lock or limit.
+
+    Args:
+        job: as it stands where it comes from.
+        now: seconds since the epoch.
+        cancelled: somebody has revoked it while it ran.
+    """
+    if job.state is JobState.RUNNING:
+        job = job._replace(attempt=job.attempt - 1, owner=None, started=None, progress=None)
+        if cancelled:
+            return job._replace(state=JobState.REVOKED, finished=now, reason="revoked while it ran")
+        return job._replace(state=JobState.READY)
+    if job.state is JobState.BLOCKED and gate_of(job.reason or "") is not None:
+        return job._replace(state=JobState.READY, reason=None)
+    return job
+
+
 def release(job: Job) -> Transition:
     """Give back a claimed job that no worker has begun; the attempt is not counted."""
     return Transition(

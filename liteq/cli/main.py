@@ -24,6 +24,7 @@ from liteq.cli.commands import (
     schedules,
     stack,
     torture,
+    transfer,
     why,
 )
 from liteq.cli.endings import FAILED, INTERRUPTED, PIPE_CLOSED, Refused, complain, refusal
@@ -76,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
         install,
         backup,
         doctor,
+        transfer,
         import_huey,
     ):
         room.declare(commands)
@@ -113,7 +115,8 @@ def _obey(arguments: argparse.Namespace) -> int:
     try:
         if not hasattr(arguments, "target"):
             return int(arguments.run(arguments, output))
-        with opened(arguments.target, verbose=arguments.verbose) as app:
+        create = getattr(arguments, "create", False)
+        with opened(arguments.target, verbose=arguments.verbose, create=create) as app:
             return int(arguments.run(app, arguments, output))
     except LiteQError as error:
         refused = refusal(error)

@@ -16,17 +16,18 @@ _ENDINGS = (".db", ".sqlite", ".sqlite3")
 
 
 @contextmanager
-def opened(target: str, *, verbose: bool = False) -> Iterator[LiteQ]:
+def opened(target: str, *, verbose: bool = False, create: bool = False) -> Iterator[LiteQ]:
     """The app that ``target`` names, for the length of the block.
 
     Args:
         target: ``"module.app"``, or the path of a file or of a directory.
         verbose: show the traceback of an error in the user's module.
+        create: make the file, or the directory if the path ends like one, where there is none.
 
     Raises:
         Refused: there is no such thing, or nothing can be seen of it from here.
     """
-    app = _on_file(target) if is_file(target) else _imported(target, verbose)
+    app = _on_file(target, create) if is_file(target) else _imported(target, verbose)
     try:
         if app.immediate or app.storage.location == ":memory:":
             raise Refused(f"{target} keeps its jobs in the memory of the process that enqueues them", MISUSED)
@@ -37,24 +38,27 @@ def opened(target: str, *, verbose: bool = False) -> Iterator[LiteQ]:
 
 def is_file(target: str) -> bool:
     """Whether this is the path of a file or of a directory rather than of an app."""
-    separators = [os.sep] if os.altsep is None else [os.sep, os.altsep]
-    return any(one in target for one in separators) or target.endswith(_ENDINGS) or Path(target).exists()
+    return any(one in target for one in _separators()) or target.endswith(_ENDINGS) or Path(target).exists()
 
 
-def _on_file(path: str) -> LiteQ:
-    app = LiteQ(_storage_at(path))
+def _separators() -> tuple[str, ...]:
+    return (os.sep,) if os.altsep is None else (os.sep, os.altsep)
+
+
+def _on_file(path: str, create: bool) -> LiteQ:
+    app = LiteQ(_storage_at(path, create))
     app.immediate = False  # LITEQ_IMMEDIATE=1 is meant for an app's tests, not for a file that is looked at
     return app
 
 
-def _storage_at(path: str) -> Storage:
-    if Path(path).is_dir():
+def _storage_at(path: str, create: bool) -> Storage:
+    if Path(path).is_dir() or path.endswith(_separators()):
         from liteq import FileStorage
 
-        return FileStorage(path, create=False)
+        return FileStorage(path, create=create)
     from liteq import SqliteStorage  # not for a directory: there may be no sqlite3 here
 
-    return SqliteStorage(path, create=False)
+    return SqliteStorage(path, create=create)
 
 
 def _imported(path: str, verbose: bool) -> LiteQ:

@@ -8,7 +8,7 @@ becomes of a job is decided in `liteq.lifecycle` and arrives here as Transitions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from liteq.errors import ConfigurationError, StorageError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from liteq.schedule import Schedule
     from liteq.shares import Division
     from liteq.step import Step
+    from liteq.storage.cargo import Parcel, Piece, Taken
     from liteq.storage.gates import Gates
     from liteq.storage.plans import Plans
     from liteq.storage.watch import Watch
@@ -546,6 +547,39 @@ class Storage(ABC):
         path.
         """
         return
+
+    @abstractmethod
+    def unload(self, put: Callable[[Piece], None]) -> None:
+        """Hand out everything that is kept, but who runs and waits at which gate: marks, schedules, then jobs in order
+        of ``seq``.
+
+        Args:
+            put: called with each piece.
+
+        Atomic: what is handed out is of one instant, while others write.
+        """
+
+    @abstractmethod
+    def take_in(
+        self, parcels: Sequence[Parcel], schedules: Sequence[Schedule], marks: Mapping[str, str], now: float
+    ) -> Taken:
+        """Store what another storage has handed out, as it stands.
+
+        Args:
+            parcels: in order of ``seq``; none is running. A job keeps its ``id``, and its number where that is higher
+                than all that are there, otherwise it gets the next one. One whose id is there already is left out, and
+                so is one that has not finished and whose unique key an unfinished one has.
+            schedules, marks: those whose name or key is there already are left out.
+            now: seconds since the epoch.
+
+        Returns:
+            How many were stored, and how many jobs left out.
+
+        Raises:
+            StorageError: nothing was stored.
+
+        Atomic: one transaction. Dependents of jobs that were left out go by those that are there.
+        """
 
     def backup(self, target: Path, *, overwrite: bool = False) -> None:
         """Write a copy of everything to a new file, while it is in use.

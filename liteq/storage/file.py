@@ -21,6 +21,7 @@ from liteq.lifecycle import Success, Transition
 from liteq.plan import Plan
 from liteq.storage import begun
 from liteq.storage.base import Added, ClaimRequest, Owner, Storage, Transaction, Turn, refuse_connection
+from liteq.storage.cargo import Piece
 from liteq.storage.gates import Gates
 from liteq.storage.journal import FORMAT, NAME
 from liteq.storage.locks import Election, Slot, is_dead
@@ -183,6 +184,14 @@ class FileStorage(Storage):
     put_schedule = _written(MemoryStorage.put_schedule)
     drop_schedule = _written(MemoryStorage.drop_schedule)
     fire = _written(MemoryStorage.fire)
+
+    # ── moving everything ────────────────────────────────────────────────────────────────────────────
+
+    def unload(self, put: Callable[[Piece], None]) -> None:
+        for piece in self._replica.ask(MemoryStorage.pieces):
+            put(piece)
+
+    take_in = _written(MemoryStorage.take_in)
 
     # ── owners ───────────────────────────────────────────────────────────────────────────────────────
 

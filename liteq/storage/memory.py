@@ -42,6 +42,8 @@ from liteq.storage.base import (
     refuse_connection,
     sooner,
 )
+from liteq.storage.cargo import Parcel, Piece, Residents, Taken, moved_schedules, received
+from liteq.storage.memory_cargo import Contents
 from liteq.storage.memory_gates import House, MemoryGates
 from liteq.storage.memory_plans import Dependent, Household, MemoryPlans
 from liteq.storage.memory_steps import Awaited, MemorySteps, Recorded, Sent
@@ -601,6 +603,58 @@ class MemoryStorage(Storage):
             changed = self._schedules[schedule.name]._replace(last_job=last.seq, last_id=last.id)
             self._schedules[schedule.name] = changed
         return stored
+
+    # ── moving everything ────────────────────────────────────────────────────────────────────────────
+
+    def _contents(self) -> Contents:
+        return Contents(
+            self._rows,
+            self._history,
+            self._recorded,
+            self._sent,
+            self._awaited,
+            self._keys,
+            self._held,
+            self._dependents,
+        )
+
+    def unload(self, put: Callable[[Piece], None]) -> None:
+        for piece in self.pieces():
+            put(piece)
+
+    def pieces(self) -> Iterator[Piece]:
+        """What `unload` puts, as it was when this was called."""
+        with self._lock:
+            return self._contents().copy().pieces(self.marks(), self.schedules())
+
+    @sheltered
+    def take_in(
+        self, parcels: Sequence[Parcel], schedules: Sequence[Schedule], marks: Mapping[str, str], now: float
+    ) -> Taken:
+        with self._lock:
+            new = received(parcels, self._next_seq, Residents(self._seqs.get, self._holder, self.finished))
+            contents = self._contents()
+            for parcel in new.parcels:
+                row = parcel.job._replace(attempts=())
+                self._put(row)
+                self._seqs[row.id] = row.seq
+                self._next_seq = row.seq + 1
+                contents.file(parcel)
+            for parcel in new.parcels:
+                contents.depend(parcel, new.missing.get(parcel.job.seq, 0))
+            followed = self._plans.look(new.touched, now)
+            self._go_on(followed._replace(over=followed.over | new.over), now)
+            added = list(moved_schedules(schedules, self._schedules, new.seqs))
+            self._schedules.update({schedule.name: schedule for schedule in added})
+            fresh = {key: value for key, value in marks.items() if key not in self._marks}
+            for key, value in fresh.items():
+                self._set_mark(key, value)
+        self._bell.ring()
+        return Taken(len(new.parcels), len(parcels) - len(new.parcels), len(added), len(fresh))
+
+    def _holder(self, task: str, key: str) -> int | None:
+        held = self._held.get((task, key))
+        return None if held is None else held.job
 
     # ── owners ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -112,6 +112,10 @@ class MemoryPlans(Plans, Ledger):
             for edge in edges:
                 yield seq, edge
 
+    def look(self, dependents: Collection[int], now: float) -> Resolved:
+        """Do what follows for dependents that were just taken in, for whom others that were there have ended."""
+        return look_at_new(self, dependents, now) if dependents else NOTHING
+
     def follow(self, done: Changes, now: float) -> Resolved:
         """Do what follows for dependents."""
         return resolve(self, done, now) if self._of else NOTHING

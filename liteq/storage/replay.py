@@ -63,6 +63,7 @@ VERBS: Mapping[str, Verb] = {
         Verb("record_step", always=False),
         Verb("await_event", always=False),
         Verb("send", always=False),
+        Verb("take_in", always=False),
         Verb("enroll"),
         Verb("forget", deaths=True),
         Verb("gates.take", deaths=True),

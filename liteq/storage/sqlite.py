@@ -42,6 +42,7 @@ from liteq.storage.base import (
     Unregistered,
     sooner,
 )
+from liteq.storage.cargo import Parcel, Piece, Taken
 from liteq.storage.locks import Election, Slot, is_dead
 from liteq.storage.plans import NOTHING, Changes, Resolved, changes
 from liteq.storage.sqlite_connection import Connections, Durability
@@ -242,6 +243,22 @@ class SqliteStorage(Storage):
 
     def fire(self, fires: Sequence[Fire]) -> list[list[Job] | None]:
         return self._connections.write(lambda connection: rows.fire(connection, fires, _add_new), patient=False)
+
+    # ── moving everything ────────────────────────────────────────────────────────────────────────────
+
+    def unload(self, put: Callable[[Piece], None]) -> None:
+        from liteq.storage import sqlite_cargo as cargo
+
+        self._connections.read(lambda connection: cargo.unload(connection, put))
+
+    def take_in(
+        self, parcels: Sequence[Parcel], schedules: Sequence[Schedule], marks: Mapping[str, str], now: float
+    ) -> Taken:
+        from liteq.storage import sqlite_cargo as cargo
+
+        return self._connections.write(
+            lambda connection: cargo.take_in(connection, parcels, schedules, marks, now, _apply, _go_on)
+        )
 
     # ── owners ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -127,7 +127,7 @@ def apply(connection: sqlite3.Connection, transition: Transition) -> bool:
     if transition.forget_steps:
         steps.forget(connection, seq)
     if transition.record is not None:
-        connection.execute(_INSERT_ATTEMPT, (seq, *transition.record))
+        connection.execute(INSERT_ATTEMPT, (seq, *transition.record))
     if transition.source is JobState.RUNNING:
         connection.execute("DELETE FROM liteq_progress WHERE id = ?", (seq,))
     for key in (transition.drop_mark, transition.consume and transition.consume[0]):
@@ -142,9 +142,15 @@ def take(connection: sqlite3.Connection, state: JobState, seq: int, claim: int) 
 
 
 def put(connection: sqlite3.Connection, job: Job) -> None:
-    """Put a job that waits, and was taken out of where it stood, where it stands now."""
-    values = {name: getattr(job, name) for name in ("seq", "due", "reason", "claim", "attempt", "base", "crashes")}
-    connection.execute(_PUT_INTO[job.state], values)
+    """Put a job that was taken out of where it stood where it stands now; it is not running."""
+    values = {name: getattr(job, name) for name in _STANDS}
+    if job.state in DONE_CODES:
+        connection.execute(_INSERT_DONE, values | {"code": DONE_CODES[job.state]})
+    else:
+        connection.execute(_PUT_INTO[job.state], values)
+
+
+_STANDS = ("seq", "due", "reason", "claim", "attempt", "base", "crashes", "started", "finished", "result")
 
 
 def block_new(connection: sqlite3.Connection, job: Job) -> Job:
@@ -155,7 +161,8 @@ def block_new(connection: sqlite3.Connection, job: Job) -> Job:
     return job
 
 
-_INSERT_ATTEMPT = (
+#: One of a job's history: its number, and the fields of Attempt.
+INSERT_ATTEMPT = (
     "INSERT INTO liteq_attempt (job, number, ending, started, finished, error_type, message, traceback, details, "
     "peak_rss, cpu_time, log) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )

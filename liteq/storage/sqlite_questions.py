@@ -90,7 +90,7 @@ def public_id(seq: int, cid: str | None, rnd: int) -> str:
 
 def get(connection: sqlite3.Connection, job_id: str) -> Job | None:
     """The job of this public id, with its history."""
-    seq = _seq(connection, job_id)
+    seq = seq_of(connection, job_id)
     return None if seq is None else by_seq(connection, seq)
 
 
@@ -114,7 +114,14 @@ def _by_seq(state: JobState) -> str:
     return "s.id = :seq"
 
 
-def _seq(connection: sqlite3.Connection, job_id: str) -> int | None:
+def random_part(job_id: str, seq: int) -> int | None:
+    """The random part of a generated id that bears this number; ``None``: it is another id."""
+    match = _GENERATED_ID.fullmatch(job_id)
+    return int(match[2], 16) if match is not None and match[1] == str(seq) else None
+
+
+def seq_of(connection: sqlite3.Connection, job_id: str) -> int | None:
+    """The number of the job of this public id."""
     match = _GENERATED_ID.fullmatch(job_id)
     if match is not None and int(match[1]) < 1 << 63:
         statement = "SELECT id FROM liteq_job WHERE id = ? AND rnd = ? AND cid IS NULL"

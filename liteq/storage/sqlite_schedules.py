@@ -17,7 +17,8 @@ from liteq.storage.base import Fire
 
 _FIELDS = Schedule._fields
 _COLUMNS = ", ".join(f'"{field}"' for field in _FIELDS)
-_INSERT = f"INSERT OR IGNORE INTO liteq_schedule ({_COLUMNS}) VALUES ({', '.join('?' * len(_FIELDS))})"
+#: A new schedule, if there is none of its name.
+INSERT = f"INSERT OR IGNORE INTO liteq_schedule ({_COLUMNS}) VALUES ({', '.join('?' * len(_FIELDS))})"
 _UPDATE = (
     f"UPDATE liteq_schedule SET ({_COLUMNS}) = ({', '.join('?' * len(_FIELDS))}) "
     "WHERE name = ? AND version = ? AND created = ?"
@@ -101,7 +102,7 @@ def put(connection: sqlite3.Connection, schedule: Schedule) -> bool:
     """Insert a new one, or change the one that has its version."""
     values = schedule._replace(version=schedule.version + 1)
     if schedule.version == 0:
-        return connection.execute(_INSERT, values).rowcount == 1
+        return connection.execute(INSERT, values).rowcount == 1
     guard = (schedule.name, schedule.version, schedule.created)
     return connection.execute(_UPDATE, (*values, *guard)).rowcount == 1
 

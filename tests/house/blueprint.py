@@ -57,6 +57,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "deadlock",
             "asking",
             "checkup",
+            "transfer",
             "whereabouts",
             "why",
             "app",

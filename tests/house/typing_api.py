@@ -82,6 +82,8 @@ def results_have_the_type_of_the_function(result: Result[int]) -> None:
     assert_type(result.progress, Progress | None)
     assert_type(result.why(), Explanation)
     assert_type([cause.advice for cause in app.why("x").causes], list[str])
+    assert_type(app.export("queue.jsonl", overwrite=True).jobs, int)
+    assert_type(app.import_("queue.jsonl").known, int)
     assert_type(result.job(), Job)
     result.get(timeout="5")  # type: ignore[arg-type]
 

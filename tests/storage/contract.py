@@ -26,6 +26,7 @@ from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import pytest
+from cargo_contract import CargoContract
 from gates_contract import GatesContract
 from plans_contract import PlansContract
 from rates_contract import RatesContract
@@ -186,7 +187,14 @@ def at_once(function: Callable[[int], T], threads: int = THREADS) -> list[T]:
 
 
 class StorageContract(
-    GatesContract, RatesContract, ScheduleContract, SharesContract, StepsContract, UniqueContract, PlansContract
+    CargoContract,
+    GatesContract,
+    RatesContract,
+    ScheduleContract,
+    SharesContract,
+    StepsContract,
+    UniqueContract,
+    PlansContract,
 ):
     """The promises. Not collected by itself: subclasses give the fixtures."""
 

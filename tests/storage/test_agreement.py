@@ -36,6 +36,7 @@ from liteq.shares import Share, Sharing
 from liteq.step import Step, StepKind, StepState
 from liteq.storage import replica
 from liteq.storage.base import Added, ClaimRequest, Fire, Owner, Storage, Turn
+from liteq.storage.cargo import Mark, Parcel, Piece, Taken
 from liteq.storage.file import FileStorage
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.replay import Model
@@ -175,6 +176,7 @@ class Agreement(RuleBasedStateMachine):
                 self.storages[name].register({})
         self.now = NOW
         self.seen: list[Job] = []
+        self.cargo: Cargo | None = None
 
     def teardown(self) -> None:
         if hasattr(self, "directory"):
@@ -482,6 +484,29 @@ class Agreement(RuleBasedStateMachine):
         self.remember([job for jobs in answers for job in jobs])
 
     @rule()
+    def hand_everything_out(self) -> None:
+        """And have every kind of storage take it in: what it hands out then is the same, whatever it is."""
+        pieces = self.ask(unloaded)
+        self.cargo = transferable(pieces, self.now)
+        with tempfile.TemporaryDirectory() as directory:
+            copies = []
+            for name, make in CONTESTANTS.items():
+                (Path(directory) / name).mkdir()
+                with closing(make(Path(directory) / name)) as storage:
+                    taken = take_in(storage, self.cargo, self.now)
+                    assert (taken.jobs, taken.known) == (len(self.cargo[0]), 0)
+                    copies.append(unloaded(storage))
+                    assert take_in(storage, self.cargo, self.now) == Taken(0, taken.jobs, 0, 0)
+        assert copies[0] == copies[1] == copies[2]
+        assert [one for one in copies[0] if isinstance(one, Parcel)] == self.cargo[0]
+
+    @precondition(lambda self: self.cargo is not None)
+    @rule()
+    def take_in_what_was_handed_out(self) -> None:
+        """Some of it is there, by now in other states."""
+        self.ask(lambda storage: take_in(storage, self.cargo, self.now))
+
+    @rule()
     def close(self) -> None:
         self.ask(lambda storage: storage.close())
 
@@ -529,6 +554,27 @@ class Agreement(RuleBasedStateMachine):
 def rival(storage: Storage, number: int) -> tuple[str, Job | None] | None:
     found = storage.rival(number)
     return None if found is None else (found.key, plain(storage.get(found.id)))
+
+
+#: Parcels, schedules and marks.
+Cargo = tuple[list[Parcel], list[Schedule], dict[str, str]]
+
+
+def unloaded(storage: Storage) -> list[Piece]:
+    pieces: list[Piece] = []
+    storage.unload(pieces.append)
+    return pieces
+
+
+def transferable(pieces: Sequence[Piece], now: float) -> Cargo:
+    parcels = [one._replace(job=lifecycle.arrive(one.job, now)) for one in pieces if isinstance(one, Parcel)]
+    schedules = [one for one in pieces if isinstance(one, Schedule)]
+    return parcels, schedules, dict(one for one in pieces if isinstance(one, Mark))
+
+
+def take_in(storage: Storage, cargo: Cargo, now: float) -> Taken:
+    parcels, schedules, marks = cargo
+    return storage.take_in(parcels, schedules, marks, now)
 
 
 def id_of(storage: Storage, seq: int) -> str:

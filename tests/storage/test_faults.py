@@ -30,13 +30,14 @@ from liteq import plan as waiting
 from liteq.clock import ManualClock
 from liteq.errors import StorageError
 from liteq.gates import Need
-from liteq.job import FINISHED, Ending, Job, JobFilter, JobState, Progress
+from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Policy
 from liteq.plan import Edge, Rule, Terms
 from liteq.schedule import Schedule
 from liteq.step import Step, StepKind, StepState
 from liteq.storage import schema
 from liteq.storage.base import ClaimRequest, Fire, Storage
+from liteq.storage.cargo import Parcel, Piece, Tie
 from liteq.storage.gates import Gates
 from liteq.storage.plans import Plans
 from liteq.storage.sqlite import SqliteStorage
@@ -594,6 +595,29 @@ def _batch(scene: Scene) -> object:
     return None
 
 
+def _unload(scene: Scene) -> object:
+    pieces: list[Piece] = []
+    scene.storage.unload(pieces.append)
+    return pieces
+
+
+def _take_in(scene: Scene) -> object:
+    """Jobs of every kind; what one waits for is there, and has failed."""
+    failed = Job(1, scene.running[2].id, "known", JobState.FAILED, finished=NOW)
+    step = Step(StepKind.STEP, "s", 1, StepState.DONE, 1, 1, NOW)
+    attempt = Attempt(1, Ending.FAILED, NOW, NOW)
+    done = Job(3, "taken", "known", JobState.SUCCEEDED, finished=NOW, result=b"5", attempts=(attempt,))
+    parcels = [
+        Parcel(failed),
+        Parcel(Job(2, "2-00000000aa", "known", JobState.READY), "taken", True, None, (step,), (("paid", b"1"),)),
+        Parcel(done, awaits=("paid", 1)),
+        Parcel(failed._replace(seq=4, id="its end"), terms=Terms(), ties=(Tie(1, Rule.SUCCESS, False),), cause=1),
+    ]
+    follower = Job(5, "follower", "known", JobState.BLOCKED, reason="waits until job x has ended")
+    parcels.append(Parcel(follower, terms=Terms(), ties=(Tie(1, Rule.SUCCESS, False),)))
+    return scene.storage.take_in(parcels, [schedule("taken")], {f"{PAUSE_MARK}taken": "1"}, NOW)
+
+
 def _reopen(scene: Scene) -> object:
     scene.storage.close()
     return scene.storage.counts()
@@ -709,6 +733,8 @@ VERBS: dict[str, Verb] = {
     "plans.steps": Verb(lambda scene: scene.storage.plans.steps([scene.running[0].seq + 3]), with_plans),
     "plans.prerequisites": Verb(lambda scene: scene.storage.plans.prerequisites(scene.running[0].seq + 2), with_plans),
     "plans.dependents": Verb(lambda scene: scene.storage.plans.dependents(scene.running[0].seq), with_plans),
+    "unload": Verb(_unload, with_plans),
+    "take_in": Verb(_take_in, with_plans),
     "register": Verb(lambda scene: scene.storage.register({"pid": 1})),
     "unregister: busy": Verb(lambda scene: scene.storage.unregister(scene.owner)),
     "unregister: idle": Verb(lambda scene: scene.storage.unregister(scene.storage.register({})), whole=False),

@@ -646,3 +646,19 @@ def test_every_way_through_the_states_is_one_that_is_drawn(
         assert life.job.claim >= before.claim
         assert 0 <= life.job.base <= life.job.attempt
         assert [attempt.number for attempt in life.history] == sorted({attempt.number for attempt in life.history})
+
+
+@given(jobs.map(lambda job: job._replace(state=JobState.RUNNING, owner=1)))
+def test_a_job_that_runs_arrives_elsewhere_as_if_it_had_been_given_back(job: Job) -> None:
+    back = lifecycle.release(job)
+    arrived = lifecycle.arrive(job, 9.0)
+    assert (arrived.state, arrived.attempt, arrived.claim) == (JobState.READY, back.attempt, job.claim)
+    assert (arrived.owner, arrived.started) == (None, None)
+    assert lifecycle.arrive(job, 9.0, cancelled=True).state is JobState.REVOKED
+    assert lifecycle.arrive(arrived, 9.0, cancelled=True) == arrived
+
+
+def test_a_job_in_line_arrives_elsewhere_as_ready_and_one_that_waits_for_something_else_as_it_is() -> None:
+    for reason, state in (("waits for lock x", JobState.READY), ("event: paid", JobState.BLOCKED)):
+        job = Job(1, "a", "t", JobState.BLOCKED, reason=reason)
+        assert lifecycle.arrive(job, 9.0).state is state
