@@ -280,7 +280,8 @@ class Storage(ABC):
         Returns:
             The answers and the claimed jobs (state ``running``, ``claim`` and ``attempt`` one higher, without history),
             highest priority first, oldest first within a priority, with their ``inputs``. Queues that bear a mark
-            ``pause:<queue>`` are not claimed from.
+            ``pause:<queue>`` are not claimed from. Where arguments are very large, it may be a part of what could be
+            claimed, but one job at least; then the next turn goes on: ``next_due`` is ``now``.
 
         Raises:
             StorageError: nothing happened; the same turn may be tried again.

@@ -516,14 +516,16 @@ def _turn(
     jobs: list[Job] = []
     if request is not None and request.wanted > 0:
         if not request.needs:
-            jobs = moves.claim(connection, request, now, paused)
+            claimed = moves.claim(connection, request, now, paused)
+            jobs, is_cut_short = claimed, claimed.is_cut_short
         else:
             jobs, is_cut_short = limits.claim(connection, request, now, paused)
-            due, token = now if is_cut_short else due, next_token(connection)
+            token = next_token(connection)
+        due = now if is_cut_short else due
         if newest and jobs:
-            claimed, jobs = jobs, plans.with_inputs(connection, jobs, newest)
-            if len(jobs) < len(claimed):
-                due, held_back = now, {job.seq for job in claimed} - {job.seq for job in jobs}
+            fit, jobs = jobs, plans.with_inputs(connection, jobs, newest)
+            if len(jobs) < len(fit):
+                due, held_back = now, {job.seq for job in fit} - {job.seq for job in jobs}
                 limits.left(connection, sorted(held_back), now, held_back)
     return Turn(applied, jobs, sooner(due, token), stops, lost, token, followed.ended)
 

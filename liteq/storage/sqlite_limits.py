@@ -220,7 +220,7 @@ class _Claimer:
             self.take(batch)
             missing = wanted - len(self.jobs)
             if missing <= 0 or len(batch) < size:
-                return False
+                return batch.is_cut_short
             if self.blocked >= BLOCKED_AT_ONCE:
                 return True
             # The more was blocked, the further ahead it looks: what it looks at in vain, it has to put back.
@@ -235,7 +235,7 @@ class _Claimer:
             if not batch:
                 return False
             self.take(batch)
-            if self.blocked >= BLOCKED_AT_ONCE:
+            if self.blocked >= BLOCKED_AT_ONCE or batch.is_cut_short:
                 return True
         return False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
+from typing import Any
 
 from liteq.job import Job, JobState, Progress
 from liteq.lifecycle import Success, Transition
@@ -192,13 +193,19 @@ def promote(connection: sqlite3.Connection, now: float) -> None:
     connection.execute("DELETE FROM liteq_scheduled WHERE (due, id) <= (?, ?)", last)
 
 
+class Claimed(list[Job]):
+    """Jobs that were claimed. ``is_cut_short``: they are fewer than could be, as their arguments are large."""
+
+    is_cut_short = False
+
+
 def claim(
     connection: sqlite3.Connection,
     request: ClaimRequest,
     now: float,
     paused: set[str],
     taken: Mapping[str, int] = MappingProxyType({}),
-) -> list[Job]:
+) -> Claimed:
     """Move the heads of the queues from ready to running, up to ``request.wanted``; ``taken`` is how many of each queue
     this turn has claimed before."""
     if request.division is not None:
@@ -210,28 +217,33 @@ def claim(
             return _claim_by_priority(connection, names, request, now)
     else:
         names = [name for name in request.queues if name not in paused]
-    jobs: list[Job] = []
-    for name in names:
-        jobs += _claim_queue(connection, name, request.wanted - len(jobs), request, now)
-        if len(jobs) == request.wanted:
+    return _claim_each(connection, [(name, request.wanted) for name in names], request, now)
+
+
+def _claim_each(
+    connection: sqlite3.Connection, wanted: Iterable[tuple[str, int]], request: ClaimRequest, now: float
+) -> Claimed:
+    """Claim of each queue at most so many, and of all together as many as are wanted, until one is cut short."""
+    claimed = Claimed()
+    for name, most in wanted:
+        claimed.is_cut_short = _claim_queue(
+            connection, name, min(most, request.wanted - len(claimed)), request, now, claimed
+        )
+        if claimed.is_cut_short or len(claimed) == request.wanted:
             break
-    return jobs
+    return claimed
 
 
 def _claim_divided(
     connection: sqlite3.Connection, request: ClaimRequest, now: float, paused: set[str], taken: Mapping[str, int]
-) -> list[Job]:
+) -> Claimed:
     from liteq.shares import divide  # few consumers divide anything
 
     names = [name for name in request.queues or () if name not in paused]
     ready = {name: connection.execute(_HOW_MANY, (name, request.wanted)).fetchone()[0] for name in names}
     assert request.division is not None
     wanted = divide(request.division, request.wanted, ready, taken)
-    jobs: list[Job] = []
-    for name in names:
-        if wanted.get(name):
-            jobs += _claim_queue(connection, name, wanted[name], request, now)
-    return jobs
+    return _claim_each(connection, [(name, wanted[name]) for name in names if wanted.get(name)], request, now)
 
 
 _HOW_MANY = "SELECT count(*) FROM (SELECT 1 FROM liteq_ready WHERE queue = ? LIMIT ?)"
@@ -247,9 +259,7 @@ WITH RECURSIVE name (queue) AS (
 """
 
 
-def _claim_by_priority(
-    connection: sqlite3.Connection, names: list[str], request: ClaimRequest, now: float
-) -> list[Job]:
+def _claim_by_priority(connection: sqlite3.Connection, names: list[str], request: ClaimRequest, now: float) -> Claimed:
     """Claim over several queues as if they were one: look at each head first, then take so many from each."""
     heads: list[tuple[int, int, str]] = []
     for name in names:
@@ -259,27 +269,31 @@ def _claim_by_priority(
     wanted: dict[str, int] = {}
     for _, _, name in heads[: request.wanted]:
         wanted[name] = wanted.get(name, 0) + 1
-    jobs: list[Job] = []
-    for name, number in wanted.items():
-        jobs += _claim_queue(connection, name, number, request, now)
+    jobs = _claim_each(connection, wanted.items(), request, now)
     jobs.sort(key=lambda job: (-job.priority, job.seq))
     return jobs
 
 
 _HEAD = "SELECT priority, id FROM liteq_ready WHERE queue = ? ORDER BY priority DESC, id LIMIT ?"
 
+#: Arguments of more bytes are read one by one, until one turn has so many bytes of them. Read all at once, 64 jobs of
+#: 1 MiB hold the write lock for 61 ms, these for 5; asking for the length costs 0.05 µs a job, and reads nothing.
+LARGE, MOST_BYTES = 256 << 10, 4 << 20
+_IS_LARGE = f"length(j.payload) > {LARGE}"
+_SMALL = f"CASE WHEN NOT {_IS_LARGE} THEN j.payload END"
+
 # Columns cost: reading all sixteen of `_HEAD_JOBS` takes 0.94 µs a job, these seven 0.57. The last one says whether a
 # job has anything that they leave out; most have not. CROSS JOIN keeps SQLite from turning the two tables around.
-_HEAD_PLAIN = """
-SELECT r.priority, r.id, j.rnd, j.task, j.payload, j.created,
-       coalesce(j.cid, j.due, j.expires, j.options, j.summary, nullif(r.claim, 0))
+_HEAD_PLAIN = f"""
+SELECT r.priority, r.id, j.rnd, j.task, {_SMALL}, j.created,
+       coalesce(j.cid, j.due, j.expires, j.options, j.summary, nullif(r.claim, 0), nullif({_IS_LARGE}, 0))
 FROM liteq_ready r CROSS JOIN liteq_job j ON j.id = r.id
 WHERE r.queue = ? ORDER BY r.priority DESC, r.id LIMIT ?
 """
 # Priority and id for the moves; then what makes the id and the task; then the fields of Job from `priority` to
 # `crashes` in their order, as they are once it runs.
-_HEAD_JOBS = """
-SELECT r.priority, r.id, j.rnd, j.cid, j.task, r.priority, j.payload, j.created, j.due, j.expires, j.options, j.summary,
+_HEAD_JOBS = f"""
+SELECT r.priority, r.id, j.rnd, j.cid, j.task, r.priority, {_SMALL}, j.created, j.due, j.expires, j.options, j.summary,
        r.claim + 1, r.attempt + 1, r.base, r.crashes
 FROM liteq_ready r CROSS JOIN liteq_job j ON j.id = r.id
 WHERE r.queue = ? ORDER BY r.priority DESC, r.id LIMIT ?
@@ -293,12 +307,15 @@ _UNREADY_RUN = f"DELETE FROM liteq_ready {_RUN_OF_PRIORITY}"
 
 
 def _claim_queue(
-    connection: sqlite3.Connection, queue: str, wanted: int, request: ClaimRequest, now: float
-) -> list[Job]:
+    connection: sqlite3.Connection, queue: str, wanted: int, request: ClaimRequest, now: float, claimed: list[Job]
+) -> bool:
+    """Claim of one queue, to the end of ``claimed``; True if large arguments have cut it short."""
+    is_cut_short = False
     rows = connection.execute(_HEAD_PLAIN, (queue, wanted)).fetchall()
     plain = not any([row[6] is not None for row in rows])  # noqa: C419 - a list costs half of a generator
     if not plain:
         rows = connection.execute(_HEAD_JOBS, (queue, wanted)).fetchall()
+        rows, is_cut_short = _with_large_payloads(connection, rows, is_first=not claimed)
     for priority, first, last in _runs(rows):
         run = (queue, priority, first, last)
         connection.execute(_START_RUN, (request.owner, now, *run))
@@ -308,14 +325,39 @@ def _claim_queue(
     rest: tuple[object, ...] = (request.owner, now, None, None, None, None, (), None, None)
     if plain:
         rest = (None, None, None, None, 1, 1, 0, 0, *rest)
-        return [
+        claimed += [
             make(Job, (seq, f"{seq}-{rnd:010x}", task, running, queue, priority, payload, created, *rest))
             for priority, seq, rnd, task, payload, created, _ in rows
         ]
-    return [
+        return False
+    claimed += [
         make(Job, (row[1], row[3] or f"{row[1]}-{row[2]:010x}", row[4], running, queue, *row[5:], *rest))
         for row in rows
     ]
+    return is_cut_short
+
+
+def _with_large_payloads(
+    connection: sqlite3.Connection, rows: list[tuple[Any, ...]], *, is_first: bool
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """Rows of `_HEAD_JOBS` with the arguments that were left out, up to those that are too much for one turn; whether
+    there are such. The first of all is never too much."""
+    if all([row[_PAYLOAD] is not None for row in rows]):  # noqa: C419 - as above
+        return rows, False
+    kept: list[tuple[Any, ...]] = []
+    room = MOST_BYTES
+    for row in rows:
+        if row[_PAYLOAD] is None:
+            if room <= 0 and (kept or not is_first):
+                return kept, True
+            [payload] = connection.execute("SELECT payload FROM liteq_job WHERE id = ?", (row[1],)).fetchone()
+            room -= len(payload)
+            row = (*row[:_PAYLOAD], payload, *row[_PAYLOAD + 1 :])
+        kept.append(row)
+    return kept, False
+
+
+_PAYLOAD = 6  # of a row of `_HEAD_JOBS`
 
 
 def _runs(rows: list[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
