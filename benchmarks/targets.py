@@ -104,6 +104,11 @@ def _targets() -> Iterator[Target]:
         yield Target(f"pipeline of 1,000, {each}, steps/s", "workflows", f"{each}/pipeline", "at least", 2_000)
     title = "claim and finish with 100,000 that wait against none"
     yield Target(title, "workflows", "turn/ratio", "at most", 1.5)
+    yield Target("purge of 1,000,000 rows, pick-up meanwhile, p99", "upkeep", "purge/pick-up/p99", "below", 20.0)
+    yield Target("backup of 1,000,000 jobs while draining", "upkeep", "backup/time", "below", 5000.0)
+    yield Target("drain during a backup, against before", "upkeep", "backup/ratio", "at least", 0.7)
+    yield Target("file after 1,000,000 jobs were purged", "upkeep", "size/file", "below", 20.0)
+    yield Target("WAL after 1,000,000 jobs were purged", "upkeep", "size/wal", "below", 16.0)
     for what, most in (("parse", 15.0), ("next", 15.0), ("next, far", 150.0)):
         yield Target(f"cron expression, {what}", "triggers", f"{what}/liteq", "below", most)
     yield Target("cron expression, against cronsim", "triggers", "parse + next/to cronsim", "at most", 1.0)

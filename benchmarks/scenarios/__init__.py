@@ -24,6 +24,7 @@ from benchmarks.scenarios import (
     steps,
     triggers,
     unique,
+    upkeep,
     workflows,
 )
 
@@ -56,6 +57,7 @@ SCENARIOS = {
     "schedules": Scenario("each slot once and on time, under kills, and 10,000 schedules", schedules.run),
     "steps": Scenario("one recorded step, plain and as a coroutine, beside one insert", steps.run),
     "workflows": Scenario("a chord, a pipeline, and 100,000 jobs that wait", workflows.run),
+    "upkeep": Scenario("purge and backup of a large file in use, and what is left of it", upkeep.run),
     "triggers": Scenario("cron expressions, read and asked for their next run", triggers.run),
     "import": Scenario("the import statement, in fresh processes", importing.run),
     "peers": Scenario("other queues on this machine, as they come", peers.run),

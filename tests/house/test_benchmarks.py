@@ -60,6 +60,15 @@ def test_a_quick_run_measures_a_directory_of_files(tmp_path: Path) -> None:
     assert {"normal/enqueue/liteq", "normal/drain thread-2/liteq", "open/100,000", "claim/ratio"} <= set(run.by_name)
 
 
+@pytest.mark.slow
+def test_a_quick_run_purges_backs_up_and_weighs_what_is_left(tmp_path: Path) -> None:
+    done = benchmarks("upkeep", "--quick", "--repeat", 1, "--json", tmp_path / "upkeep.jsonl")
+    assert done.returncode == 0, done.stderr
+    run = results.parse((tmp_path / "upkeep.jsonl").read_text(encoding="utf-8"))
+    wanted = {target.figure for target in targets.TARGETS if target.scenario == "upkeep"}
+    assert wanted <= set(run.by_name)
+
+
 def test_a_quick_run_is_not_recorded_unless_somebody_asks(tmp_path: Path) -> None:
     done = benchmarks("import", "--quick", "--results", tmp_path)
     assert done.returncode == 0, done.stderr
