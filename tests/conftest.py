@@ -139,7 +139,8 @@ def _children() -> list[psutil.Process]:
         return []
     kept = {_pid_of("multiprocessing.forkserver", "_forkserver", "_forkserver_pid")}
     kept.add(_pid_of("multiprocessing.resource_tracker", "_resource_tracker", "_pid"))
-    return [child for child in psutil.Process().children(recursive=True) if child.pid not in kept]
+    children = [child for child in psutil.Process().children(recursive=True) if child.pid not in kept]
+    return sorted(children, key=lambda child: child.pid)
 
 
 def _may_have_children() -> bool:

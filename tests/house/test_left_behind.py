@@ -46,8 +46,9 @@ def test_leaves_a_slot_to_the_garbage_collector(tmp_path):
 
 
 def test_leaves_a_process_of_a_process():
-    nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
-    kept.append(subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE))
+    nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    kept.append(subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+    assert kept[-1].stdout.readline()
 
 
 def test_cleans_up():
@@ -79,7 +80,7 @@ def test_what_a_test_leaves_running_fails_that_test(pytester: pytest.Pytester) -
             "*the test left running: thread 'forgotten'",
             "*the test left running: process * -c input()*",
             "*the test left running: slot */office",
-            "*the test left running: process * -c import subprocess*; process * -c input()*",
+            "*the test left running: process * -c import subprocess*; process * -c print(1, flush=True); input()*",
         ]
     )
 
