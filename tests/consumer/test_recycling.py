@@ -225,7 +225,8 @@ def test_a_hundred_recycles_leave_nothing_open(
         pids = set(pids_of(tasks.where.map([()] * 2000)))
         for _ in range(5):
             pids |= set(pids_of(tasks.where.map([()] * 300)))
-        eventually(lambda: open_here() == before, message=f"{open_here()}, at first {before}")
+        # Not more: a worker that was on its way out, or its successor, may have been there at first.
+        eventually(lambda: Counter(open_here()) <= Counter(before), message=f"{open_here()}, at first {before}")
     with consume(app, workers=2, max_tasks=1):
         pids |= set(pids_of(tasks.where.map([()] * 100)))
     assert len(pids) > 100
