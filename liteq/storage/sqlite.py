@@ -109,9 +109,9 @@ class SqliteStorage(Storage):
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, jobs: Sequence[Job], connection: object = None, plan: Plan | None = None) -> Added:
-        if isinstance(connection, JobConnection) and connection.transaction.path == self.path:
-            return cast(Added, connection.transaction.add(jobs, plan))
         if connection is not None:
+            if isinstance(connection, JobConnection) and connection.transaction.path == self.path:
+                return cast(Added, connection.transaction.add(jobs, plan))
             caller = Caller(connection, self.path)
             self._connections.open_beside_a_transaction()
             return caller.do(lambda connection: _added(connection, jobs, plan))
@@ -121,7 +121,7 @@ class SqliteStorage(Storage):
             job, rnd = jobs[0], getrandbits(40)
             if job.unique is None:
                 return Added((_stored(job, self._connections.insert(_INSERT, _row(job, rnd)), rnd),))
-            seq = self._connections.insert(_INSERT_IF_FREE, (*_row(job, rnd), *_key_of(job, job.unique)))
+            seq = self._connections.insert_if(_INSERT_IF_FREE, (*_row(job, rnd), *_key_of(job, job.unique)))
             if seq:
                 return Added((_stored_keyed(job, seq, rnd),))
         if any(job.id or job.unique for job in jobs):

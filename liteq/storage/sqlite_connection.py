@@ -150,9 +150,11 @@ class Connections:
         return self._in_turn(transaction, self._attempts if patient else 1)
 
     def insert(self, statement: str, values: tuple[object, ...]) -> int:
-        """Run one INSERT as a transaction of its own and return its rowid, 0 if a condition of its own kept it from
-        storing anything; the shortest way to store something.
-        """
+        """Run one INSERT as a transaction of its own and return its rowid; the shortest way to store something."""
+        return self._in_turn(lambda connection: connection.execute(statement, values).lastrowid or 0, self._attempts)
+
+    def insert_if(self, statement: str, values: tuple[object, ...]) -> int:
+        """The same for one with a condition, which may keep it from storing anything: then 0."""
 
         def insert(connection: sqlite3.Connection) -> int:
             cursor = connection.execute(statement, values)
@@ -165,7 +167,8 @@ class Connections:
         return self._in_turn(lambda connection: connection.execute(statement, values).rowcount, self._attempts)
 
     def _in_turn(self, transaction: Callable[[sqlite3.Connection], T], attempts: int) -> T:
-        self._trust(TRUST)
+        if SystemClock.monotonic() - self._seen_in_place > TRUST:
+            self._trust(TRUST)
         tries = 0
         while True:
             tries += 1
