@@ -10,6 +10,7 @@ import re
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fleet
@@ -20,6 +21,7 @@ from workshop import lines
 
 from liteq import ConfigurationError, LiteQ
 from liteq.consumer import ConsumerOptions
+from liteq.consumer.pools.process import ProcessPool
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at /proc"),
@@ -86,6 +88,19 @@ def test_only_one_worker_waits_for_its_successor_at_a_time(
         gate.touch()
         waiting.get(GET)
         eventually(lambda: not set(pids_of(tasks.where.map([()] * 6))) & old, message="all are replaced in the end")
+
+
+def test_who_is_furthest_beyond_its_share_is_replaced_first() -> None:
+    """Else those at the front, soon spent again, would keep the others from ever being replaced."""
+    workers = [SimpleNamespace(is_spent=excess >= 0, resting=False, excess=excess) for excess in (0, -1, 7, 3)]
+    asked: list[Any] = []
+
+    def rests(one: Any) -> bool:
+        asked.append(one)
+        return len(asked) < 2
+
+    ProcessPool._rest_spent(SimpleNamespace(_workers=workers, _rests=rests))  # type: ignore[arg-type]
+    assert asked == [workers[2], workers[3]]
 
 
 def test_a_worker_that_rests_with_a_long_last_job_does_not_hold_up_the_others(

@@ -89,6 +89,11 @@ class WorkerProcess:
         """Whether it is to be replaced."""
         return self.heavy or (self.share is not None and self.done + len(self.jobs) >= self.share)
 
+    @property
+    def excess(self) -> float:
+        """How many jobs beyond its share it has been given; of one that has grown too large, more than any number."""
+        return float("inf") if self.heavy or self.share is None else self.done + len(self.jobs) - self.share
+
     def has_room(self, weight: float) -> bool:
         """Whether a job of this length may be added: always to an idle worker, else only tiny ones to tiny ones."""
         return not self.jobs or (self.load + weight <= AT_ONCE and len(self.jobs) < MOST_AT_ONCE)

@@ -186,7 +186,7 @@ class ProcessPool(Pool):
         if self._excused:
             self._excused.discard(job.seq)
         if self._recycles and (one.is_spent or one.resting) and one in self._workers:
-            self._rests(one)
+            self._rest_spent()
             self._relieve()
 
     def _learn(self, task: str, duration: float) -> None:
@@ -276,9 +276,7 @@ class ProcessPool(Pool):
     def _refill(self, now: float) -> None:
         if self._stopping or now < self._start_again_at:
             return
-        for one in self._workers:
-            if one.is_spent:
-                self._rests(one)
+        self._rest_spent()
         missing = self.size - len(self._workers) + self._lacks_successors
         if missing <= 0:
             return
@@ -313,6 +311,17 @@ class ProcessPool(Pool):
 
     # ── recycling ────────────────────────────────────────────────────────────────────────────────────
 
+    def _rest_spent(self) -> None:
+        """Have those rest that are to be replaced, as far as they may; first who is furthest beyond his share.
+
+        In any other order, those whose turn comes first are soon spent again where shares are small and jobs tiny, and
+        the others would never be replaced.
+        """
+        spent = [one for one in self._workers if one.is_spent and not one.resting]
+        for one in sorted(spent, key=lambda one: one.excess, reverse=True):
+            if not self._rests(one):
+                return
+
     def _rests(self, one: WorkerProcess) -> bool:
         """Whether a worker that is to be replaced takes no more jobs: only one at a time, so that slots stay. With one
         job for each worker there is no such bound: that number is chosen for the sake of clean processes.
@@ -343,7 +352,7 @@ class ProcessPool(Pool):
         one.heavy = True
         logs.say(logs.INFO, "worker process is replaced for its memory", pid=one.pid, memory=_megabytes(memory))
         if one in self._workers:
-            self._rests(one)
+            self._rest_spent()
             self._relieve()
 
     def _weigh(self, one: WorkerProcess, now: float) -> float | None:
