@@ -97,6 +97,22 @@ def _eventually(
         time.sleep(interval)
 
 
+@pytest.fixture
+def own_fork_server() -> Iterator[None]:
+    """What is started by multiprocessing's fork server comes from one of this test's: another has the environment, and
+    the app, of who has started it, and only liteq's own tells what a dead worker had used.
+    """
+    _stop_fork_server()
+    yield
+    _stop_fork_server()
+
+
+def _stop_fork_server() -> None:
+    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    if server is not None:
+        server._stop()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """Fails a test that leaves a non-daemon thread or a child process running, or a slot locked, and ends those

@@ -7,6 +7,12 @@ under the guard of its claim number; at anything else the transaction is rolled 
 
 An authorizer watches every statement as it is prepared: it stops what writes outside of the transaction (which then
 begins, and the statement is run again) and what would end the transaction.
+
+Another thread may roll back, for a job that has to end and does not. It never enters SQLite on this connection while
+the job's thread is in there: the authorizer, and any function the job has defined, wait there for the interpreter and
+hold SQLite's mutex, while the other thread may hold the interpreter and wait for that mutex: the process would stand
+still. So every call into SQLite holds a lock; who cannot get it interrupts the statement, and if that does not end it,
+the job's thread rolls back as it comes out.
 """
 
 from __future__ import annotations
@@ -14,8 +20,9 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar, cast
 
 from liteq.errors import StorageError
 from liteq.storage.base import Transaction
@@ -24,6 +31,11 @@ from liteq.storage.sqlite_connection import Connections
 from liteq.storage.sqlite_guest import Guest
 
 T = TypeVar("T")
+
+# Seconds in which an interrupted statement has ended, if it ends at all: SQLite looks after each thousand or so of its
+# steps, a function that the job has defined never. It is interrupted again and again, as that is forgotten between two.
+_INTERRUPTED = 1.0
+_INTERRUPT_EVERY = 0.01
 
 _WRITES = frozenset(
     (
@@ -42,12 +54,17 @@ class JobCursor(sqlite3.Cursor):
 
     connection: JobConnection
 
+    def __init__(self, connection: JobConnection) -> None:
+        super().__init__(connection)
+        connection.transaction.cursors.add(self)
+
     def execute(self, *arguments: Any) -> JobCursor:
         self.connection.transaction.run(super().execute, *arguments)
         return self
 
-    def executemany(self, *arguments: Any) -> JobCursor:
-        self.connection.transaction.run(super().executemany, *arguments)
+    def executemany(self, statement: str, rows: Iterable[Any], /) -> JobCursor:
+        """Like sqlite3's, but it reads all the rows first: nobody else waits for where they come from."""
+        self.connection.transaction.run(super().executemany, statement, list(rows))
         return self
 
     def executescript(self, script: str, /) -> JobCursor:
@@ -55,6 +72,18 @@ class JobCursor(sqlite3.Cursor):
             "executescript() commits first, and what this connection writes commits with its job; execute the "
             "statements one by one"
         )
+
+    def fetchone(self) -> Any:
+        return self.connection.transaction.call(super().fetchone)
+
+    def fetchmany(self, *arguments: Any, **options: Any) -> list[Any]:
+        return self.connection.transaction.call(super().fetchmany, *arguments, **options)
+
+    def fetchall(self) -> list[Any]:
+        return self.connection.transaction.call(super().fetchall)
+
+    def __next__(self) -> Any:
+        return self.connection.transaction.call(super().__next__)
 
 
 class JobConnection(sqlite3.Connection):
@@ -66,8 +95,14 @@ class JobConnection(sqlite3.Connection):
 
     transaction: JobTransaction
 
-    def cursor(self, factory: Any = JobCursor, /) -> Any:
-        return super().cursor(factory)
+    def cursor(  # type: ignore[override]
+        self, factory: type[JobCursor] = JobCursor, /
+    ) -> JobCursor:
+        if not (isinstance(factory, type) and issubclass(factory, JobCursor)):
+            raise TypeError(
+                f"the cursors of a job's own connection are its own; a factory has to be a subclass of {JobCursor}"
+            )
+        return cast(JobCursor, self.transaction.call(super().cursor, factory))
 
     def execute(self, *arguments: Any) -> Any:
         return self.cursor().execute(*arguments)
@@ -98,7 +133,7 @@ class JobConnection(sqlite3.Connection):
     def blobopen(self, *arguments: Any, **options: Any) -> sqlite3.Blob:
         if not options.get("readonly", False):
             self.transaction.begin()
-        return super().blobopen(*arguments, **options)
+        return self.transaction.call(super().blobopen, *arguments, **options)
 
 
 class JobTransaction(Transaction):
@@ -127,8 +162,10 @@ class JobTransaction(Transaction):
         self._connections = connections
         self._add = add
         self._settle = settle
-        self._lock = threading.RLock()
-        self._beginning = self._begun = False
+        self.cursors: weakref.WeakSet[JobCursor] = weakref.WeakSet()
+        self._calls = threading.RLock()  # held by who is in SQLite; see the module
+        self._depth = 0  # of calls within each other: functions that the job has defined may execute something
+        self._begun = False
         self._over = ""
         self._marked = False
         self._refused: str | None = ""
@@ -153,18 +190,43 @@ class JobTransaction(Transaction):
 
     # ── statements of the job's ──────────────────────────────────────────────────────────────────────
 
+    def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Call into SQLite, from the job's thread: while no other thread does, unless it is over, and no further than
+        to its end.
+        """
+        try:
+            with self._calls:
+                self._refuse_if_over()
+                self._depth += 1
+                try:
+                    answer = function(*arguments, **options)
+                finally:
+                    self._depth -= 1
+        except sqlite3.Error:
+            self._come_out()
+            self._refuse_if_over()
+            raise
+        except BaseException:
+            self._come_out()
+            raise
+        self._come_out()
+        if self._over:  # an interrupted statement may come back as if it had ended
+            self._refuse_if_over()
+        return answer
+
+    def _come_out(self) -> None:
+        """Do what whoever wanted to end it could not while the job was in SQLite."""
+        if self._over and not self._depth:
+            with self._calls:
+                self._end(close=False)
+
     def run(self, execute: Callable[..., object], *arguments: Any) -> None:
         """Execute a statement of the job's; begin first, if it writes."""
         self._refused = ""
-        if self._begun:
-            self._refuse_if_over()
         try:
-            execute(*arguments)
-            # A statement that another thread has interrupted may come back as if it had ended.
-            self._refuse_if_over()
+            self.call(execute, *arguments)
             return
         except sqlite3.DatabaseError:
-            self._refuse_if_over()
             if not self._refused:
                 raise
         if self._refused not in ("write", "BEGIN"):
@@ -175,8 +237,7 @@ class JobTransaction(Transaction):
         refused, self._refused = self._refused, ""
         self.begin()
         if refused != "BEGIN":
-            execute(*arguments)
-            self._refuse_if_over()
+            self.call(execute, *arguments)
 
     def _authorize(self, action: int, first: str | None, _second: str | None, schema: str | None, _: str | None) -> int:
         """Whether a statement may be prepared: not one that writes before the transaction, nor one that ends it."""
@@ -201,18 +262,10 @@ class JobTransaction(Transaction):
 
     @sheltered
     def _try_to_begin(self) -> bool:
-        """One try of BUSY_SLICE seconds. Nobody else rolls back meanwhile: if somebody wants it to, it is done here."""
-        with self._lock:
-            self._refuse_if_over()
-            self._beginning = True
-        try:
-            self._begun = self._connections.begin_for_a_job(lambda: self._ours("BEGIN IMMEDIATE"))
-            return self._begun
-        finally:
-            with self._lock:
-                self._beginning = False
-                if self._over:
-                    self._let_go(is_alone=True)
+        """One try of BUSY_SLICE seconds."""
+        self._refuse_if_over()
+        self._begun = self._connections.begin_for_a_job(lambda: self._ours("BEGIN IMMEDIATE"))
+        return self._begun
 
     def _refuse_if_over(self) -> None:
         if self._begun and not self._over and not self._connection.in_transaction:
@@ -222,9 +275,12 @@ class JobTransaction(Transaction):
 
     def _ours(self, statement: str) -> None:
         """Execute a statement that the job must not."""
+        self.call(self._as_ours, self._guest.execute, statement)
+
+    def _as_ours(self, function: Callable[..., T], *arguments: Any) -> T:
         self._is_ours = True
         try:
-            self._guest.execute(statement)
+            return function(*arguments)
         finally:
             self._is_ours = False
 
@@ -245,8 +301,8 @@ class JobTransaction(Transaction):
         if self._marked:
             self._ours("ROLLBACK TO by_liteq")
         elif self.has_begun:
-            self._ours("ROLLBACK")
             self._begun = False
+            self._ours("ROLLBACK")
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -262,7 +318,7 @@ class JobTransaction(Transaction):
             self._refuse_if_over()
             holds = self._work(lambda connection: self._settle(connection, success, now))
             if holds:
-                self._connections.commit_for_a_job(lambda: self._ours("COMMIT"))
+                self._connections.commit_for_a_job(self._commit)
             why = "it has ended" if holds else "somebody else has the job now"
         except sqlite3.Error as error:
             self._refuse_if_over()
@@ -272,34 +328,50 @@ class JobTransaction(Transaction):
         return holds
 
     def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        self._is_ours = True
         try:
-            return self._guest.do(work)
+            answer: T = self.call(self._as_ours, self._guest.do, work)
         except sqlite3.Error as error:
-            self._refuse_if_over()
             raise self._connections.translated(error) from error
-        finally:
-            self._is_ours = False
+        return answer
+
+    def _commit(self) -> None:
+        with self._calls:  # who wants to end it now is too late, which no error tells
+            self._refuse_if_over()
+            self._as_ours(self._guest.execute, "COMMIT")
 
     @sheltered
     def abandon(self, why: str) -> None:
-        with self._lock:
-            self._over = self._over or why
-            if not self._beginning:
-                self._let_go(is_alone=threading.get_ident() == self.thread)
+        self._over = self._over or why
+        if self._enter():
+            try:
+                self._end(close=threading.get_ident() == self.thread)
+            finally:
+                self._calls.release()
         self._connections.forget_job(self)
 
-    def _let_go(self, *, is_alone: bool) -> None:
-        """Roll back, also while the job's own thread is in the middle of a statement.
+    def _enter(self) -> bool:
+        """Whether the job's thread is out of SQLite, now or because it was interrupted; then it stays out."""
+        for _ in range(round(_INTERRUPTED / _INTERRUPT_EVERY)):
+            if self._calls.acquire(timeout=_INTERRUPT_EVERY):
+                return True
+            with contextlib.suppress(sqlite3.Error):  # closed meanwhile
+                self._connection.interrupt()
+        return False
+
+    def _end(self, *, close: bool) -> None:
+        """Roll back.
 
         Args:
-            is_alone: nobody else is in the middle of one: close as well. Otherwise the job's thread does, which would
-                crash if it found the connection gone.
+            close: the connection as well. Not for another thread: the job's own might be in what does not hold the lock
+                (a blob), and would crash.
         """
         with contextlib.suppress(sqlite3.Error):  # it was rolled back with the statement that failed, or closed before
-            if not is_alone:
-                self._connection.interrupt()
-            if self._connection.in_transaction:
-                self._ours("ROLLBACK")
-        if is_alone:
-            sqlite3.Connection.close(self._connection)
+            self._connection.set_authorizer(None)
+            for cursor in self.cursors:
+                sqlite3.Cursor.close(cursor)  # who was interrupted and not read to his end would interrupt the next
+            if close:
+                sqlite3.Connection.close(self._connection)
+            else:
+                if self._connection.in_transaction:
+                    self._guest.execute("ROLLBACK")
+                self._guest.execute("PRAGMA query_only = ON")  # nobody asks the authorizer any more

@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import signal
 import sqlite3
-import sys
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -45,12 +44,9 @@ def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _shared_file(app: LiteQ, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _shared_file(app: LiteQ, path: Path, monkeypatch: pytest.MonkeyPatch, own_fork_server: None) -> None:
     """Worker processes have their app on the test's own file, which has a table of the app's own."""
     monkeypatch.setenv(workshop.FILE, str(path))
-    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
-    if server is not None:
-        server._stop()  # it has the environment, and the app, of an earlier test
     app.counts()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE kept (word)")

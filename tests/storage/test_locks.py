@@ -942,6 +942,7 @@ def keep(lent: Lent, connection: Connection) -> None:
     connection.recv()
 
 
+@pytest.mark.usefixtures("own_fork_server")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_slot_is_shared_with_a_worker_of_multiprocessing(path: Path, method: str) -> None:
     context: Any = multiprocessing.get_context(method)

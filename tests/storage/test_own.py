@@ -20,11 +20,11 @@ from liteq.errors import ConfigurationError, StorageBusy, StorageError
 from liteq.gates import lock
 from liteq.job import Ending, Job, JobFilter, JobState, Outcome
 from liteq.lifecycle import Success
-from liteq.storage import sqlite_connection
+from liteq.storage import sqlite_connection, sqlite_own
 from liteq.storage.base import ClaimRequest
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.sqlite import SqliteStorage
-from liteq.storage.sqlite_own import JobTransaction
+from liteq.storage.sqlite_own import JobCursor, JobTransaction
 
 
 @pytest.fixture
@@ -370,6 +370,88 @@ def test_a_long_statement_is_interrupted(storage: SqliteStorage, job: Job, path:
     thread.join(10)
     assert len(errors) == 1
     assert (notes(path), is_locked(path)) == ([], False)
+
+
+def test_a_process_never_stands_still_because_others_end_what_is_in_the_middle_of_statements(
+    storage: SqliteStorage, path: Path
+) -> None:
+    """SQLite's mutex and the interpreter's lock, each held by who waits for the other."""
+    for round_ in range(300):
+        storage.add([new()])
+        job = claim_one(storage)
+        written, errors = threading.Event(), []
+
+        def work(job: Job = job, written: threading.Event = written, errors: list[str] = errors) -> None:
+            own = storage.transaction(job)
+            with suppress_and_note(errors):
+                for number in range(1_000_000):
+                    own.connection.execute("INSERT INTO note (text) VALUES (?)", (str(number),))
+                    for _ in own.connection.execute("SELECT text FROM note LIMIT 5"):
+                        pass
+                    written.set()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert written.wait(10)
+        for _ in range(round_ % 50):  # some microseconds later in each round
+            threading.get_ident()
+        storage.end_transaction(job, "it ran too long")
+        assert not is_locked(path)
+        thread.join(10)
+        assert errors == [f"the transaction of job {job.id} was rolled back: it ran too long"]
+    assert notes(path) == []
+
+
+def test_who_is_not_interrupted_rolls_back_as_he_comes_out(
+    storage: SqliteStorage, job: Job, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function of the job's own, in the middle of a statement, which SQLite does not interrupt."""
+    monkeypatch.setattr(sqlite_own, "_INTERRUPTED", 0.05)
+    waiting, go_on, errors = threading.Event(), threading.Event(), []
+
+    def wait() -> int:
+        waiting.set()
+        go_on.wait(10)
+        return 1
+
+    def work() -> None:
+        own = storage.transaction(job)
+        own.connection.execute("INSERT INTO note (text) VALUES ('a')")
+        own.connection.create_function("wait", 0, wait)
+        with suppress_and_note(errors):
+            own.connection.execute("INSERT INTO note (text) SELECT wait()")
+        errors.append(str(is_locked(path)))
+        own.abandon("it failed")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert waiting.wait(10)
+    storage.end_transaction(job, "it ran too long")
+    assert is_locked(path)
+    go_on.set()
+    thread.join(10)
+    assert errors == [f"the transaction of job {job.id} was rolled back: it ran too long", "False"]
+    assert notes(path) == []
+
+
+def test_rows_are_read_before_anybody_has_to_wait_for_them(own: JobTransaction, path: Path) -> None:
+    def rows() -> Iterator[tuple[str]]:
+        for text in "ab":
+            assert not is_locked(path)
+            yield (text,)
+
+    own.connection.executemany("INSERT INTO note (text) VALUES (?)", rows())
+    assert own.connection.execute("SELECT text FROM note").fetchall() == [("a",), ("b",)]
+
+
+def test_only_cursors_that_watch_are_made(own: JobTransaction) -> None:
+    class Named(JobCursor):
+        pass
+
+    assert isinstance(own.connection.cursor(Named), Named)
+    for factory in (sqlite3.Cursor, lambda connection: sqlite3.Cursor(connection), None):
+        with pytest.raises(TypeError, match="a factory has to be a subclass of"):
+            own.connection.cursor(factory)  # type: ignore[arg-type]
 
 
 def test_what_sqlite_has_rolled_back_by_itself_is_no_success_without_it(
