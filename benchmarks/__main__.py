@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import readme, results, targets
+from benchmarks import plot, readme, results, targets
 from benchmarks.harness import DURABILITIES, Bench, Figure, Skipped
 from benchmarks.machine import Machine, examine
 from benchmarks.processes import ROOT
@@ -16,7 +16,7 @@ from benchmarks.report import line
 from benchmarks.results import Run
 from benchmarks.scenarios import SCENARIOS
 
-COMMANDS = ("check", "readme")
+COMMANDS = ("check", "readme", "plot")
 #: Rounds of a quick run at most.
 QUICK_REPEAT = 2
 
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if "readme" in options.what:
         return _write_readme(options.readme, options.results)
+    if "plot" in options.what:
+        return _write_plot(options.plot, options.results)
     return _run(options)
 
 
@@ -41,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
         description="Measure liteq next to bare sqlite3 loops that write the same rows, in the same run.",
         epilog=f"scenarios (default: all):\n{scenarios}\n\ncommands, alone:\n"
         "  check       compare the last recorded figures with those to reach; for information, always exit code 0\n"
-        "  readme      write the table in README.md anew from the last recorded figures",
+        "  readme      write the table in README.md anew from the last recorded figures\n"
+        "  plot        draw the last recorded soak",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("what", nargs="*", metavar="SCENARIO", help="scenarios to run, or one of the commands below")
@@ -51,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="append the lines to FILE instead of recording them")
     made.add_argument("--results", type=Path, default=results.DIRECTORY, metavar="DIR", help="where the record is")
     made.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="for the command readme")
+    made.add_argument("--plot", type=Path, default=ROOT / "docs/soak.svg", metavar="FILE", help="for the command plot")
     made.add_argument(
         "--directory", type=Path, metavar="DIR", help="on which disk to measure (default: temporary files)"
     )
@@ -85,7 +89,8 @@ def _run(options: argparse.Namespace) -> int:
         _say(f"this machine is busy (load {machine.load:.1f}): times are upper bounds, rates lower ones")
     repeat = min(options.repeat, QUICK_REPEAT) if options.quick else options.repeat
     bench = Bench(repeat, options.quick, durabilities, options.directory, _say)
-    for name in options.what or SCENARIOS:
+    usual = [name for name, scenario in SCENARIOS.items() if not scenario.on_request]
+    for name in options.what or usual:
         _run_one(name, bench, machine, options)
     return 0
 
@@ -132,6 +137,20 @@ def _write_readme(file: Path, directory: Path) -> int:
         print(f"{file.name}: nothing new")
         return 0
     file.write_text(new, encoding="utf-8")
+    print(f"{file.name}: written")
+    return 0
+
+
+def _write_plot(file: Path, directory: Path) -> int:
+    run = results.latest(directory).get("soak")
+    if run is None:
+        print("no soak is recorded")
+        return 0
+    try:
+        plot.draw(run, file)
+    except ImportError:
+        print("needs matplotlib: pip install 'liteq[bench]'")
+        return 1
     print(f"{file.name}: written")
     return 0
 

@@ -29,9 +29,13 @@ def environment(path: Path | None = None, durability: Durability = "full") -> di
     return kept
 
 
-def consumer_command(kind: str, workers: int) -> list[str]:
-    """A ``liteq_consumer`` of the benchmarks' app, as a user starts one."""
-    module = [sys.executable, "-m", "liteq.cli.consumer", "benchmarks.programs.app:app"]
+#: What consumers run unless told otherwise.
+APP = "benchmarks.programs.app:app"
+
+
+def consumer_command(kind: str, workers: int, app: str = APP) -> list[str]:
+    """A ``liteq_consumer`` of one of the benchmarks' apps, as a user starts one."""
+    module = [sys.executable, "-m", "liteq.cli.consumer", app]
     return [*module, "--worker-type", kind, "--workers", str(workers), "--quiet"]
 
 
@@ -50,10 +54,10 @@ def run_burst(path: Path, durability: Durability, kind: str, workers: int) -> No
 
 @contextmanager
 def consumer(
-    path: Path, durability: Durability, kind: str, workers: int, *options: str
+    path: Path, durability: Durability, kind: str, workers: int, *options: str, app: str = APP
 ) -> Iterator[subprocess.Popen[str]]:
     """A consumer for the length of the block; it may not have come up yet when the block begins."""
-    command = [*consumer_command(kind, workers), *options]
+    command = [*consumer_command(kind, workers, app), *options]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(path, durability), text=True)
     try:
         yield process

@@ -36,7 +36,7 @@ from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, 
 from liteq.locks import Locks
 from liteq.plan import Plan, is_waiting, merged
 from liteq.serializers import Serializer
-from liteq.storage.base import CALLER, ClaimRequest, Storage
+from liteq.storage.base import CALLER, ClaimRequest, Outdated, Storage
 from liteq.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ STOP, TELL = "stop", "tell"
 
 #: Jobs touched in one transaction by commands over many of them.
 AT_ONCE = 500
+#: Finished jobs looked at in one question whether they were kept long enough; half a millisecond.
+WINDOW = 5000
 #: Jobs looked at in one question, where few of them may be meant.
 LOOKED_AT_ONCE = 5_000
 
@@ -89,7 +91,7 @@ class Refused(NamedTuple):
 class Round(NamedTuple):
     """What one round of settling and claiming brought: jobs to run, jobs that may not start (to be ended with the next
     round), when the next one is due, and which jobs were revoked while they run, by ``seq``: True where they are to be
-    stopped, False where they are only to be told. ``marks`` and ``next_token`` are those of the turn."""
+    stopped, False where they are only to be told. ``marks`` and all below are the turn's."""
 
     jobs: list[Job]
     refused: list[Refused]
@@ -97,6 +99,8 @@ class Round(NamedTuple):
     cancelled: Mapping[int, bool]
     marks: Mapping[str, str]
     next_token: float | None = None
+    seen: object | None = None
+    unchanged: bool = False
 
 
 class Engine:
@@ -281,6 +285,8 @@ class Engine:
         if request is not None and self.runtime.limited:
             request = request._replace(needs=self.runtime.limited)
         turn = self.storage.turn(transitions, request, now, progress, successes)
+        if turn.unchanged:
+            return Round([], [], None, {}, {}, None, turn.seen, True)
         # It is committed: from here on nothing may fail, or the claimed jobs would be lost on the way.
         self._announce_succeeded(succeeded, successes, turn.lost)
         if len(succeeded) + len(others) < len(ended):
@@ -290,7 +296,16 @@ class Engine:
         again = self._announce_refused(refused, turn.applied[decided:])
         self._announce_dependents(turn.ended)
         jobs, held_back = self._admitted(turn.jobs, turn.marks, now)
-        return Round(again + jobs, held_back, turn.next_due, _cancelled(turn.marks), turn.marks, turn.next_token)
+        return Round(
+            again + jobs,
+            held_back,
+            turn.next_due,
+            _cancelled(turn.marks),
+            turn.marks,
+            turn.next_token,
+            turn.seen,
+            turn.unchanged,
+        )
 
     def _decided(self, ended: Ended, now: float, cancelled: bool) -> Transition:
         policy = self._policy(ended.job)
@@ -490,9 +505,18 @@ class Engine:
         for seq in stale:
             self.storage.swap(f"{CANCEL_MARK}{seq}", marks[f"{CANCEL_MARK}{seq}"], None)
 
-    def purge(self, states: frozenset[JobState], before: float) -> int:
-        """Delete up to AT_ONCE jobs that finished in one of ``states`` before ``before``."""
-        return self.storage.remove(JobFilter(states=states, finished_before=before, limit=AT_ONCE))
+    @property
+    def kept(self) -> dict[JobState, float]:
+        """For how many seconds finished jobs are kept, by final state; the others for ever."""
+        short = dict.fromkeys((JobState.SUCCEEDED, JobState.REVOKED, JobState.EXPIRED), self.result_ttl)
+        return {state: ttl for state, ttl in (short | {JobState.FAILED: self.failed_ttl}).items() if ttl is not None}
+
+    def purge(self, after: int) -> Outdated:
+        """Look at WINDOW finished jobs behind a ``seq``; delete, up to AT_ONCE, those that were kept long enough."""
+        now = self.clock.now()
+        found = self.storage.outdated({state: now - ttl for state, ttl in self.kept.items()}, after, WINDOW, AT_ONCE)
+        self.storage.discard(found.seqs)
+        return found
 
     # ── changing single jobs ─────────────────────────────────────────────────────────────────────────
 

@@ -21,6 +21,7 @@ from benchmarks.scenarios import (
     peers,
     recovery,
     schedules,
+    soak,
     steps,
     triggers,
     unique,
@@ -35,10 +36,12 @@ class Scenario(NamedTuple):
     Args:
         title: what is measured, for people.
         run: yields the figures as they come in.
+        on_request: it takes so long that it only runs where it is named.
     """
 
     title: str
     run: Callable[[Bench], Iterator[Figure]]
+    on_request: bool = False
 
 
 SCENARIOS = {
@@ -58,6 +61,9 @@ SCENARIOS = {
     "steps": Scenario("one recorded step, plain and as a coroutine, beside one insert", steps.run),
     "workflows": Scenario("a chord, a pipeline, and 100,000 jobs that wait", workflows.run),
     "upkeep": Scenario("purge and backup of a large file in use, and what is left of it", upkeep.run),
+    "soak": Scenario(
+        "10,000,000 jobs of many kinds, and what grows (an hour; only where named)", soak.run, on_request=True
+    ),
     "triggers": Scenario("cron expressions, read and asked for their next run", triggers.run),
     "import": Scenario("the import statement, in fresh processes", importing.run),
     "peers": Scenario("other queues on this machine, as they come", peers.run),

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from liteq import asking, deadlock, logs
+from liteq.consumer import purging
 from liteq.consumer.firing import Firing
 from liteq.engine import AT_ONCE, Engine
 from liteq.gates import KEPT_FOR
-from liteq.job import JobState
 from liteq.slots import let_follow
 
 #: Seconds between two looks. A death is also announced by the storage's watch, so this is for platforms without events.
@@ -27,12 +27,6 @@ UNPARK_EVERY = 5.0
 LET_IN_EVERY = 1.0
 #: While jobs are known to wait for another one of their schedule: how soon after a write to look, and at the latest.
 FOLLOW_SOON, FOLLOW_EVERY = 0.02, 1.0
-PURGE_EVERY = 60.0
-#: While there is more to delete, how long to wait between two batches: at most one part in ten of the time is spent.
-PURGE_AGAIN = 0.05
-
-_KEPT_SHORT = frozenset({JobState.SUCCEEDED, JobState.REVOKED, JobState.EXPIRED})
-_KEPT_LONG = frozenset({JobState.FAILED})
 
 
 @dataclass(slots=True)
@@ -73,7 +67,7 @@ class Scheduler:
             self._recover,
             self._follow,
             _Duty(self._unpark, UNPARK_EVERY),
-            _Duty(self._purge, PURGE_EVERY),
+            _Duty(purging.Purging(engine).work, purging.EVERY),
         ]
         #: What nobody has to look at while nothing is written.
         self._stirring = [_Duty(self._let_in, LET_IN_EVERY), _Duty(self._expire, EXPIRE_EVERY)]
@@ -176,11 +170,3 @@ class Scheduler:
         upcoming = self._engine.storage.next_expiry(now)
         quiet = self._with_the_others()
         return quiet if upcoming is None else max(EXPIRE_EVERY, min(upcoming - now, quiet))
-
-    def _purge(self) -> float | None:
-        now = self._engine.clock.now()
-        purged = 0
-        for states, ttl in ((_KEPT_SHORT, self._engine.result_ttl), (_KEPT_LONG, self._engine.failed_ttl)):
-            if ttl is not None:
-                purged = max(purged, self._engine.purge(states, now - ttl))
-        return PURGE_AGAIN if purged >= AT_ONCE else None

@@ -41,12 +41,12 @@ class Serving:
         self._wanted_in_vain: int | None = None
         self._last: Rank = (0, 0)  # the rank behind which nobody waits in the pool
 
-    def request(self, owner: int, wanted: int) -> ClaimRequest:
+    def request(self, owner: int, wanted: int, unless: object | None = None) -> ClaimRequest:
         """What to ask of the storage."""
         if self._sharing is None:
-            return ClaimRequest(owner, wanted, self._queues)
+            return ClaimRequest(owner, wanted, self._queues, unless=unless)
         division = self._sharing.division(self._pool.ready - self._pool.held, self._running)
-        return ClaimRequest(owner, wanted, self._queues, division=division)
+        return ClaimRequest(owner, wanted, self._queues, division=division, unless=unless)
 
     def may_have_more(self, wanted: int) -> bool:
         """Whether jobs may be claimed that were left before, because there are more workers now than were not kept."""

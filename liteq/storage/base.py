@@ -80,7 +80,8 @@ class ClaimRequest(NamedTuple):
     queues together, by priority. ``needs`` says, by task name, of which gates a job needs a slot: where
     there is none it is not claimed but blocked, and ready again when one is free; see `liteq.storage.gates`.
     ``division`` says how many of each of ``queues``, where that is not the order of preference alone: see
-    `liteq.shares`.
+    `liteq.shares`. ``unless`` is what `Turn.seen` was when there was nothing more to claim; where nothing was written
+    since, and the turn has nothing to write, it looks no further and is ``unchanged``.
     """
 
     owner: int
@@ -88,6 +89,7 @@ class ClaimRequest(NamedTuple):
     queues: tuple[str, ...] | None = None
     needs: Needs = {}  # noqa: RUF012 - a named tuple's default, which nobody changes
     division: Division | None = None
+    unless: object | None = None
 
 
 #: The owner of what immediate mode runs: the caller himself. Only a storage whose jobs end with the process takes it.
@@ -102,6 +104,9 @@ class Turn(NamedTuple):
     ``None`` if neither is so. ``next_token`` is the latter alone. ``marks`` holds the marks under ``revoke:``,
     ``cancel:`` and ``stack:``. ``ended`` are jobs, without payload, that ended because one that they waited for had
     ended without success, and how.
+
+    ``seen`` changes with all that is written after this turn, by whomever; ``None``: the storage does not tell.
+    ``unchanged``: nothing was written since what the request has named, and all but ``seen`` is empty here.
     """
 
     applied: list[bool]
@@ -111,11 +116,24 @@ class Turn(NamedTuple):
     lost: Set[int] = frozenset()
     next_token: float | None = None
     ended: Sequence[tuple[Job, Transition]] = ()
+    seen: object | None = None
+    unchanged: bool = False
 
 
 def sooner(one: float | None, other: float | None) -> float | None:
     """The earlier of two instants, of which either may not be."""
     return other if one is None else one if other is None else min(one, other)
+
+
+class Outdated(NamedTuple):
+    """Of the finished jobs that were looked at: the ``seq`` of each that was kept long enough; the last one looked at,
+    behind which to go on, or ``None`` if there are no more; and in how many seconds the next of them will have been
+    kept long enough, ``None`` if none ever will.
+    """
+
+    seqs: list[int]
+    last: int | None
+    margin: float | None
 
 
 class Standing(NamedTuple):
@@ -374,6 +392,24 @@ class Storage(ABC):
             How many were deleted. Jobs that have not finished are never deleted, nor those for which another one waits,
             nor those whose result was passed to a job that failed. A ``seq`` is never given again.
         """
+
+    @abstractmethod
+    def outdated(self, before: Mapping[JobState, float], after: int, window: int, limit: int) -> Outdated:
+        """Look for finished jobs that were kept long enough, not too many at a time: there may be millions.
+
+        Args:
+            before: when they have to have finished, by final state; jobs in other states are kept for ever.
+            after: only jobs behind this ``seq``, in order.
+            window: how many jobs to look at, at most.
+            limit: how many to find, at most.
+
+        Returns:
+            None that `remove` would not delete. It may end before ``window`` jobs, but looks at one at least.
+        """
+
+    @abstractmethod
+    def discard(self, seqs: Sequence[int]) -> int:
+        """What `remove` does, to these jobs; returns how many were deleted."""
 
     @abstractmethod
     def marks(self, prefix: str = "") -> dict[str, str]:

@@ -164,7 +164,9 @@ class FileStorage(Storage):
     next_due = _asked(MemoryStorage.next_due)
     ahead = _asked(MemoryStorage.ahead)
     rival = _asked(MemoryStorage.rival)
+    outdated = _asked(MemoryStorage.outdated)
     remove = _written(MemoryStorage.remove)
+    discard = _written(MemoryStorage.discard)
 
     # ── steps and events ─────────────────────────────────────────────────────────────────────────────
 

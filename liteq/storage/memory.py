@@ -33,6 +33,7 @@ from liteq.storage.base import (
     Added,
     ClaimRequest,
     Fire,
+    Outdated,
     Owner,
     Rival,
     Standing,
@@ -353,7 +354,35 @@ class MemoryStorage(Storage):
     def remove(self, query: JobFilter) -> int:
         with self._lock:
             finished = [row for row in self._matching(query) if row.state in FINISHED]
-            doomed = [row for row in finished if not self._plans.is_needed(row)][: query.limit]
+            return self._discard([row for row in finished if not self._plans.is_needed(row)][: query.limit])
+
+    def outdated(self, before: Mapping[JobState, float], after: int, window: int, limit: int) -> Outdated:
+        seqs: list[int] = []
+        margins: list[float] = []
+        with self._lock:
+            newest = next(reversed(self._rows), 0)
+            first = max(after + 1, next(iter(self._rows), 1))
+            seq = first - 1
+            for seq in range(first, min(first + window, newest + 1)):
+                row = self._rows.get(seq)
+                if row is None or row.finished is None or row.state not in before:
+                    continue
+                margin = row.finished - before[row.state]
+                if margin >= 0:
+                    margins.append(margin)
+                elif not self._plans.is_needed(row):
+                    seqs.append(seq)
+                    if len(seqs) == limit:
+                        break
+        return Outdated(seqs, seq if seq < newest else None, min(margins, default=None))
+
+    def discard(self, seqs: Sequence[int]) -> int:
+        with self._lock:
+            rows = [self._rows[seq] for seq in seqs if seq in self._rows]
+            return self._discard([row for row in rows if row.state in FINISHED and not self._plans.is_needed(row)])
+
+    def _discard(self, doomed: Sequence[Job]) -> int:
+        with self._lock:
             self._keep_outcomes(doomed)
             for row in doomed:
                 self._leave(row)

@@ -56,6 +56,7 @@ VERBS: Mapping[str, Verb] = {
         Verb("add", always=False),
         Verb("turn", always=False),
         Verb("remove", always=False),
+        Verb("discard", always=False),
         Verb("swap", always=False),
         Verb("put_schedule", always=False),
         Verb("drop_schedule", always=False),

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from liteq.errors import StorageBusy, StorageUnusable
 from liteq.job import FINISHED, Death, Job, JobFilter, JobState, Progress
@@ -34,6 +34,7 @@ from liteq.storage.base import (
     Applied,
     ClaimRequest,
     Fire,
+    Outdated,
     Owner,
     Rival,
     Standing,
@@ -146,7 +147,12 @@ class SqliteStorage(Storage):
         successes: Sequence[Success] = (),
     ) -> Turn:
         def turn(connection: sqlite3.Connection, settle: Settle) -> Turn:
-            return _turn(connection, transitions, request, now, progress, successes, settle)
+            seen = None
+            if request is not None:
+                before, seen = self._connections.seen(connection)
+                if before == request.unless and not (transitions or progress or successes):
+                    return Turn([], [], None, {}, seen=seen, unchanged=True)
+            return _turn(connection, transitions, request, now, progress, successes, settle)._replace(seen=seen)
 
         try:
             return self._connections.write(lambda connection: turn(connection, moves.settle_together), patient=False)
@@ -197,8 +203,13 @@ class SqliteStorage(Storage):
 
     def remove(self, query: JobFilter) -> int:
         # What to delete is looked for on a snapshot: a search through 1,000,000 rows must not hold the write lock.
-        seqs = self._connections.read(lambda connection: questions.removable(connection, query))
-        return self._connections.write(lambda connection: moves.remove(connection, seqs)) if seqs else 0
+        return self.discard(self._connections.read(lambda connection: questions.removable(connection, query)))
+
+    def outdated(self, before: Mapping[JobState, float], after: int, window: int, limit: int) -> Outdated:
+        return self._connections.read(lambda one: questions.outdated(one, before, after, window, limit))
+
+    def discard(self, seqs: Sequence[int]) -> int:
+        return self._connections.write(lambda connection: moves.remove(connection, list(seqs))) if seqs else 0
 
     # ── steps and events ─────────────────────────────────────────────────────────────────────────────
 
@@ -483,34 +494,36 @@ def _turn(
     successes: Sequence[Success],
     settle: Settle,
 ) -> Turn:
+    head = _head(connection, request)
     if request is not None and request.wanted > 0:
-        _require_fit(connection, request.owner)
+        _require_fit(head, request.owner)
     if progress:
         moves.record_progress(connection, progress)
     lost = settle(connection, successes) if successes else frozenset()
     applied = [_apply(connection, transition) for transition in transitions]
-    newest, followed = plans.newest(connection), NOTHING
+    newest, followed, due, token = head.newest, NOTHING, head.due, head.token
     if successes or transitions:
         if newest:
             done = changes(one for one, was in zip(transitions, applied, strict=True) if was)
             done.ended.update({one[0]: JobState.SUCCEEDED for one in successes if one[0] not in lost})
             followed = plans.follow(connection, done, newest, now, _apply)
-        if unique.is_followed(connection):
+        if head.is_followed or (transitions and unique.is_followed(connection)):
             over = followed.over.union(_ended(successes, lost, transitions, applied))
             followed = _go_on(connection, followed._replace(over=over), newest, now)
-        if limits.in_use(connection):
+        if head.has_places:
             unbegun = {one.seq for one, was in zip(transitions, applied, strict=True) if was and one.unbegun}
             moved = [*_moved(successes, lost, transitions, applied), *followed.moved]
             limits.left(connection, moved, now, unbegun)
-    due = moves.next_due(connection)
+            token = next_token(connection)
+        if transitions or newest or head.is_followed:
+            due = moves.next_due(connection)
     if due is not None and due <= now:
         moves.promote(connection, now)
         due = moves.next_due(connection)
-    token = next_token(connection)
     if token is not None and token <= now:
         limits.pour(connection, now)
         token = next_token(connection)
-    marks = _marks(connection, (CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK))
+    marks = _marks(connection, (CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK)) if head.has_marks else {}
     paused = {key.removeprefix(PAUSE_MARK) for key in marks if key.startswith(PAUSE_MARK)}
     stops = {key: value for key, value in marks.items() if not key.startswith(PAUSE_MARK)} if paused else marks
     jobs: list[Job] = []
@@ -560,17 +573,46 @@ def _ended(
     return ended + [one.seq for one, was in zip(transitions, applied, strict=True) if was and one.target in FINISHED]
 
 
-def _require_fit(connection: sqlite3.Connection, owner: int) -> None:
+class _Head(NamedTuple):
+    """What a turn has to know before it begins, by one statement: 10 µs instead of the 24 of seven.
+
+    The schema's version; whether who claims is registered; the newest dependent (see `plans.newest`); when the earliest
+    scheduled job becomes due, and the next token comes; whether any job is waited for by another one of its key, any
+    has a place at a gate, and there are marks.
+    """
+
+    version: int
+    is_registered: int
+    newest: int
+    due: float | None
+    token: float | None
+    is_followed: int
+    has_places: int
+    has_marks: int
+
+
+_HEAD = """
+SELECT (SELECT value FROM liteq_meta WHERE key = 'schema'),
+       EXISTS (SELECT 1 FROM liteq_owner WHERE id = ?),
+       ifnull((SELECT max(id) FROM liteq_dependent), 0),
+       (SELECT min(due) FROM liteq_scheduled),
+       (SELECT min(due) FROM liteq_bucket WHERE due IS NOT NULL),
+       EXISTS (SELECT 1 FROM liteq_unique WHERE after IS NOT NULL),
+       (SELECT max(id) FROM liteq_place) IS NOT NULL,
+       EXISTS (SELECT 1 FROM liteq_mark)
+"""
+
+
+def _head(connection: sqlite3.Connection, request: ClaimRequest | None) -> _Head:
+    return _Head(*connection.execute(_HEAD, (None if request is None else request.owner,)).fetchone())
+
+
+def _require_fit(head: _Head, owner: int) -> None:
     """Whether this owner may claim: registered, and of no older liteq than the one that has changed the file meanwhile,
     whose jobs may mean what this one does not know."""
-    # 2 µs for each turn, once for all its jobs.
-    version, registered = connection.execute(_FITNESS, (owner,)).fetchone()
-    schema.refuse_newer(version, "the file")
-    if not registered:
+    schema.refuse_newer(head.version, "the file")
+    if not head.is_registered:
         raise Unregistered(owner)
-
-
-_FITNESS = "SELECT (SELECT value FROM liteq_meta WHERE key = 'schema'), EXISTS (SELECT 1 FROM liteq_owner WHERE id = ?)"
 
 
 def _marks(connection: sqlite3.Connection, prefixes: tuple[str, ...]) -> dict[str, str]:

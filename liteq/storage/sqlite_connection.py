@@ -112,6 +112,7 @@ class Connections:
         self._readers_lent: list[int] = []
         #: Transactions of running jobs, each on a connection of its own.
         self._of_jobs: list[OfAJob] = []
+        self._writes = 0
         self._forget_all()
         _all_files.add(self)
 
@@ -121,6 +122,7 @@ class Connections:
         self._all: list[sqlite3.Connection] = []
         self._opened_file: tuple[int, int] | None = None
         self._seen_in_place = 0.0
+        self._writes += 1  # other connections count in their own way what others have committed
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -321,7 +323,16 @@ class Connections:
                     return False, None
                 if self._writer.in_transaction:  # what could not be rolled back in its own time
                     self._writer.execute("ROLLBACK")
-                return True, transaction(self._writer)
+                result = transaction(self._writer)
+                self._writes += 1
+                return True, result
+
+    def seen(self, connection: sqlite3.Connection) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Within a write transaction: what has changed with everything that was written before it, by whomever; and
+        what that is after it, until something else is written."""
+        # What SQLite counts are commits of other connections than this one.
+        others = connection.execute("PRAGMA data_version").fetchone()[0]
+        return (others, self._writes), (others, self._writes + 1)
 
     def _trust(self, duration: float) -> None:
         """Look whether the file is in place, if that was not seen for so many seconds."""

@@ -6,7 +6,7 @@ Every function runs inside the caller's IMMEDIATE transaction, so what one state
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -29,6 +29,14 @@ DONE_CODES = {
 _COUNTERS = "claim, attempt, base, crashes"
 
 
+def as_run(seqs: Collection[int]) -> tuple[int, int] | None:
+    """The first and the last of different numbers that leave none out in between, as one alone does, and jobs that were
+    enqueued together: "BETWEEN" takes a third of the time of a list, of which SQLite makes a table; ``None``: they do.
+    """
+    first, last = min(seqs), max(seqs)
+    return (first, last) if last - first + 1 == len(seqs) else None
+
+
 class StaleBatch(Exception):
     """One of several successes that were settled together no longer holds; nothing may be committed."""
 
@@ -46,7 +54,12 @@ def settle_together(connection: sqlite3.Connection, successes: Sequence[Success]
     claims = {success[1] for success in successes}
     for claim in claims:
         held = seqs if len(claims) == 1 else [success[0] for success in successes if success[1] == claim]
-        if connection.execute(_DELETE_RUNNING_MANY, (str(held), claim)).rowcount != len(held):
+        run = as_run(held)
+        if run is None:
+            gone = connection.execute(_DELETE_RUNNING_MANY, (str(held), claim)).rowcount
+        else:
+            gone = connection.execute(_DELETE_RUNNING_RUN, (*run, claim)).rowcount
+        if gone != len(held):
             raise StaleBatch
     start = 0
     for size, statement in _INSERT_SUCCESS.items():
@@ -61,6 +74,7 @@ def settle_together(connection: sqlite3.Connection, successes: Sequence[Success]
     return frozenset()
 
 
+_DELETE_RUNNING_RUN = "DELETE FROM liteq_running WHERE id BETWEEN ? AND ? AND claim = ?"
 _DELETE_RUNNING_MANY = "DELETE FROM liteq_running WHERE id IN (SELECT value FROM json_each(?)) AND claim = ?"
 _DELETE_PROGRESS_MANY = "DELETE FROM liteq_progress WHERE id IN (SELECT value FROM json_each(?))"
 
@@ -211,8 +225,9 @@ def claim(
     if request.division is not None:
         return _claim_divided(connection, request, now, paused, taken)
     if request.queues is None:
-        names = [row[0] for row in connection.execute(_QUEUE_NAMES).fetchall()]
-        names = [name for name in names if name not in paused]
+        first, last = connection.execute(_OUTER_NAMES).fetchone()
+        names = [first] if first == last else [row[0] for row in connection.execute(_QUEUE_NAMES).fetchall()]
+        names = [name for name in names if name is not None and name not in paused]
         if len(names) > 1:
             return _claim_by_priority(connection, names, request, now)
     else:
@@ -249,6 +264,8 @@ def _claim_divided(
 _HOW_MANY = "SELECT count(*) FROM (SELECT 1 FROM liteq_ready WHERE queue = ? LIMIT ?)"
 
 
+#: Mostly they are one, or none.
+_OUTER_NAMES = "SELECT (SELECT min(queue) FROM liteq_ready), (SELECT max(queue) FROM liteq_ready)"
 #: The distinct queues by jumping through the index from one to the next: the cost is that of the number of queues.
 _QUEUE_NAMES = """
 WITH RECURSIVE name (queue) AS (

@@ -28,6 +28,19 @@ from liteq.storage.sqlite_connection import Connections
 Apply = Callable[[sqlite3.Connection, Transition], bool]
 
 _SEQS = "(SELECT value FROM json_each(:seqs))"
+
+
+def _either(statement: str) -> tuple[str, str]:
+    """A statement about some jobs, once for those that are a run (see `moves.as_run`), and once for a list of them."""
+    return statement.replace("{among}", "BETWEEN :first AND :last"), statement.replace("{among}", f"IN {_SEQS}")
+
+
+def _which(seqs: Collection[int]) -> tuple[int, dict[str, Any]]:
+    """Which of the two, and its values."""
+    run = moves.as_run(seqs)
+    return (1, {"seqs": str(list(seqs))}) if run is None else (0, {"first": run[0], "last": run[1]})
+
+
 #: Of a row ``b`` of liteq_blocked: it is blocked because of its edges.
 _FOLLOWS = f"substr(b.reason, 1, {len(WAITS_UNTIL)}) = '{WAITS_UNTIL}'"
 
@@ -147,8 +160,8 @@ def with_inputs(connection: sqlite3.Connection, jobs: list[Job], bound: int) -> 
     seqs = [job.seq for job in jobs if job.seq <= bound]
     if not seqs:
         return jobs
-    statement = f"SELECT id, shape, missing FROM liteq_dependent WHERE id IN {_SEQS}"
-    rows = connection.execute(statement, {"seqs": str(seqs)}).fetchall()
+    which, values = _which(seqs)
+    rows = connection.execute(_SHAPES[which], values).fetchall()
     shapes = {seq: shape for seq, shape, missing in rows if shape is not None and not missing}
     held_back = {seq for seq, _, missing in rows if missing}
     if held_back:
@@ -160,6 +173,9 @@ def with_inputs(connection: sqlite3.Connection, jobs: list[Job], bound: int) -> 
         job._replace(inputs=Inputs(shapes[job.seq], _values(connection, job.seq))) if job.seq in shapes else job
         for job in jobs
     ]
+
+
+_SHAPES = _either("SELECT id, shape, missing FROM liteq_dependent WHERE id {among}")
 
 
 def _hold_back(connection: sqlite3.Connection, seqs: Collection[int]) -> None:
@@ -214,10 +230,16 @@ class SqliteLedger(Ledger):
     def count(self, priors: Collection[int], by: int) -> dict[int, int]:
         if not priors:
             return {}
-        first, last = min(priors), max(priors)
-        if last - first + 1 == len(priors):  # as the members of a group mostly are; a third of the other way's time
-            return dict(self._connection.execute(_COUNT_RUN, {"first": first, "last": last, "by": by}).fetchall())
-        return dict(self._connection.execute(_COUNT, {"seqs": str(list(priors)), "by": by}).fetchall())
+        if len(priors) == 1:
+            found = self._connection.execute(_OF_ONE, (*priors, FEW + 1)).fetchall()
+            if len(found) <= FEW:  # as a step of a pipeline has: simpler statements take half of the time
+                missing = {job: missed for job, missed, _ in found}
+                for job, _, _ in found:
+                    missing[job] += by
+                self._connection.executemany(_SET_MISSING, [(missed, job) for job, missed in missing.items()])
+                return missing
+        which, values = _which(priors)
+        return dict(self._connection.execute(_COUNT[which], values | {"by": by}).fetchall())
 
     def broken(self, priors: Mapping[int, JobState]) -> list[tuple[int, int, Rule]]:
         found: list[tuple[int, int, Rule]] = []
@@ -275,21 +297,30 @@ class SqliteLedger(Ledger):
         return self._apply(self._connection, transition)
 
     def release(self, seqs: Collection[int], now: float) -> None:
-        values: dict[str, Any] = {"seqs": str(list(seqs)), "now": now}
-        timed = self._connection.execute(_TIMED, values).fetchall()
+        if not seqs:
+            return
+        which, values = _which(seqs)
+        values["now"] = now
+        timed = self._connection.execute(_TIMED[which], values).fetchall()
         if timed:
             rows = [{"now": now, "id": seq, "delay": delay, "lasts": lasts} for seq, delay, lasts in timed]
             self._connection.executemany(_SET_TIMES, rows)
-        if self._connection.execute(_TO_READY, values).rowcount < len(seqs):
-            self._connection.execute(_TO_SCHEDULED, values)
-        self._connection.execute(_UNBLOCK, values)
+        if self._connection.execute(_TO_READY[which], values).rowcount < len(seqs):
+            self._connection.execute(_TO_SCHEDULED[which], values)
+        self._connection.execute(_UNBLOCK[which], values)
 
 
-_COUNT, _COUNT_RUN = (
+#: So many dependents of one job are counted down one by one.
+FEW = 8
+_OF_ONE = (
+    "SELECT d.id, d.missing, e.position FROM liteq_edge e CROSS JOIN liteq_dependent d ON d.id = e.job "
+    "WHERE e.prior = ? LIMIT ?"
+)
+_SET_MISSING = "UPDATE liteq_dependent SET missing = ? WHERE id = ?"
+_COUNT = _either(
     "UPDATE liteq_dependent SET missing = missing + :by * e.number "
-    f"FROM (SELECT job, count(*) AS number FROM liteq_edge WHERE {these} GROUP BY job) e "
+    "FROM (SELECT job, count(*) AS number FROM liteq_edge WHERE prior {among} GROUP BY job) e "
     "WHERE liteq_dependent.id = e.job RETURNING id, missing"
-    for these in (f"prior IN {_SEQS}", "prior BETWEEN :first AND :last")
 )
 
 _HANDLERS = f"({Rule.FAILURE:d})"
@@ -313,9 +344,9 @@ _UNFINISHED = (
     "AND NOT EXISTS (SELECT 1 FROM liteq_done WHERE id = e.prior)"
 )
 
-_TIMED = (
-    f"SELECT d.id, d.delay, d.lasts FROM liteq_dependent d CROSS JOIN liteq_blocked b ON b.id = d.id "
-    f"WHERE d.id IN {_SEQS} AND (d.delay IS NOT NULL OR d.lasts IS NOT NULL) AND {_FOLLOWS}"
+_TIMED = _either(
+    "SELECT d.id, d.delay, d.lasts FROM liteq_dependent d CROSS JOIN liteq_blocked b ON b.id = d.id "
+    f"WHERE d.id {{among}} AND (d.delay IS NOT NULL OR d.lasts IS NOT NULL) AND {_FOLLOWS}"
 )
 _SET_TIMES = (
     "UPDATE liteq_job SET due = coalesce(max(coalesce(due, 0), :now + :delay), due), "
@@ -323,13 +354,15 @@ _SET_TIMES = (
 )
 _BLOCKED_JOBS = (
     "b.claim, b.attempt, b.base, b.crashes FROM liteq_blocked b CROSS JOIN liteq_job j ON j.id = b.id "
-    f"WHERE b.id IN {_SEQS} AND {_FOLLOWS}"
+    f"WHERE b.id {{among}} AND {_FOLLOWS}"
 )
-_TO_READY = (
+_TO_READY = _either(
     f"INSERT INTO liteq_ready SELECT j.queue, j.priority, b.id, {_BLOCKED_JOBS} AND (j.due IS NULL OR j.due <= :now)"
 )
-_TO_SCHEDULED = f"INSERT INTO liteq_scheduled SELECT j.due, b.id, j.queue, j.priority, {_BLOCKED_JOBS} AND j.due > :now"
-_UNBLOCK = f"DELETE FROM liteq_blocked AS b WHERE b.id IN {_SEQS} AND {_FOLLOWS}"
+_TO_SCHEDULED = _either(
+    f"INSERT INTO liteq_scheduled SELECT j.due, b.id, j.queue, j.priority, {_BLOCKED_JOBS} AND j.due > :now"
+)
+_UNBLOCK = _either(f"DELETE FROM liteq_blocked AS b WHERE b.id {{among}} AND {_FOLLOWS}")
 
 
 # ── questions ────────────────────────────────────────────────────────────────────────────────────────────

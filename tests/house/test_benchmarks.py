@@ -15,6 +15,7 @@ from benchmarks.machine import Machine
 from benchmarks.results import Run
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.idle import cpu_time
+from benchmarks.scenarios.soak import Look, figures, growth
 from benchmarks.tasks import open_queue, payload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +68,41 @@ def test_a_quick_run_purges_backs_up_and_weighs_what_is_left(tmp_path: Path) -> 
     run = results.parse((tmp_path / "upkeep.jsonl").read_text(encoding="utf-8"))
     wanted = {target.figure for target in targets.TARGETS if target.scenario == "upkeep"}
     assert wanted <= set(run.by_name)
+
+
+@pytest.mark.slow
+def test_a_quick_soak_loses_no_job_and_is_drawn(tmp_path: Path) -> None:
+    done = benchmarks("soak", "--quick", "--json", tmp_path / "soak.jsonl")
+    assert done.returncode == 0, done.stderr
+    run = results.parse((tmp_path / "soak.jsonl").read_text(encoding="utf-8"))
+    wanted = {target.figure for target in targets.TARGETS if target.scenario == "soak"}
+    assert wanted <= set(run.by_name)
+    assert len(run.by_name["file"].values) == len(run.by_name["jobs"].values) == len(run.by_name["rate"].values) + 1
+
+
+def test_a_soak_only_runs_where_it_is_named() -> None:
+    assert [name for name, scenario in SCENARIOS.items() if scenario.on_request] == ["soak"]
+
+
+def test_growth_is_the_last_quarter_against_the_second() -> None:
+    assert growth([5.0, 9.0, 2.0, 2.0, 7.0, 7.0, 3.0, 5.0]) == 2.0
+    assert growth([4.0]) == 1.0
+
+
+def test_a_run_is_not_drawn_where_there_is_none(tmp_path: Path) -> None:
+    done = benchmarks("plot", "--results", tmp_path, "--plot", tmp_path / "soak.svg")
+    assert (done.returncode, done.stdout) == (0, "no soak is recorded\n")
+
+
+def test_a_soak_is_drawn_over_the_jobs_done(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    looks = [Look(float(n), 1000 * n, 10 << 20, 1 << 20, 99 << 20, 30 << 20, 50) for n in range(1, 9)]
+    results.append(Run("soak", "2025-01-01T00:00:00Z", 1, False, MACHINE, tuple(figures(looks))), tmp_path / "s.jsonl")
+    done = benchmarks("plot", "--results", tmp_path, "--plot", tmp_path / "soak.svg")
+    assert done.returncode == 0, done.stderr
+    drawn = (tmp_path / "soak.svg").read_text(encoding="utf-8")
+    for words in ("MiB on disk", "MiB of memory", "open descriptors", "jobs a second", "million jobs done", "WAL"):
+        assert words in drawn
 
 
 def test_a_quick_run_is_not_recorded_unless_somebody_asks(tmp_path: Path) -> None:

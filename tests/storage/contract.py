@@ -1214,6 +1214,49 @@ class StorageContract(
         assert [storage.remove(JobFilter(limit=4)) for _ in range(4)] == [4, 4, 2, 0]
         assert storage.find(JobFilter()) == []
 
+    def test_what_was_kept_long_enough_is_found_by_state(self, storage: Storage) -> None:
+        failed = bring(storage, JobState.FAILED)
+        assert failed.finished is not None
+        add_many(storage, 4)
+        done = claim(storage)
+        for number, job in enumerate(done):
+            storage.apply([decided(job, Ending.SUCCEEDED, NOW + number)], NOW)
+        bring(storage, JobState.RUNNING)
+        assert storage.outdated({JobState.SUCCEEDED: NOW + 1.5}, 0, 100, 100) == (seqs(done[:2]), None, 0.5)
+        both = {JobState.SUCCEEDED: NOW + 2, JobState.FAILED: failed.finished + 1}
+        assert storage.outdated(both, 0, 100, 100) == (seqs([failed, *done[:2]]), None, 0.0)
+        assert storage.outdated(both, failed.seq, 100, 100).seqs == seqs(done[:2])
+        assert storage.outdated({JobState.SUCCEEDED: NOW - 5}, done[0].seq, 100, 100) == ([], None, 6.0)
+        assert storage.outdated({JobState.REVOKED: NOW + 100}, 0, 100, 100) == ([], None, None)
+        assert storage.outdated({}, 0, 100, 100) == ([], None, None)
+        assert storage.outdated(both, 10**6, 100, 100) == ([], None, None)
+
+    @pytest.mark.parametrize(("window", "limit"), [(1, 1), (3, 100), (100, 4), (4, 4), (5, 2), (100, 100)])
+    def test_a_look_goes_no_further_than_it_is_told_and_on_from_there(
+        self, storage: Storage, window: int, limit: int
+    ) -> None:
+        jobs = add_many(storage, 12)
+        succeed(storage, claim(storage, 10), NOW)
+        storage.discard(seqs(jobs[2:4]))
+        found: list[int] = []
+        last: int | None = 0
+        for _ in range(40):
+            one = storage.outdated({JobState.SUCCEEDED: NOW + 1}, last or 0, window, limit)
+            assert len(one.seqs) <= min(window, limit)
+            found += one.seqs
+            last = one.last
+            if last is None:
+                break
+        assert last is None
+        assert found == seqs([*jobs[:2], *jobs[4:10]])
+
+    def test_only_finished_jobs_are_discarded(self, storage: Storage) -> None:
+        jobs = self.one_of_each(storage)
+        assert storage.discard([*seqs(list(jobs.values())), 10**6]) == len(FINISHED)
+        assert {job.state for job in storage.find(JobFilter())} == set(JobState) - FINISHED
+        assert storage.discard(seqs(list(jobs.values()))) == 0
+        assert storage.discard([]) == 0
+
     def test_removal_takes_the_history_along(self, storage: Storage) -> None:
         failed = bring(storage, JobState.FAILED, id="x")
         assert storage.remove(JobFilter()) == 1

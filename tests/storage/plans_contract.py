@@ -330,9 +330,12 @@ class PlansContract:
         assert works.storage.remove(PURGE) == 0
         works.end(last, Ending.FAILED)
         assert works.storage.remove(JobFilter(states=frozenset({JobState.SUCCEEDED}))) == 0
+        assert works.storage.outdated({JobState.SUCCEEDED: 1e12}, 0, 100, 100).seqs == []
+        assert works.storage.discard([member.seq for member in members]) == 0
         works.do(lifecycle.requeue, last)
         assert works.claim()[0].inputs == Inputs("[[2]]", (b"1", b"2"))
         works.end(last)
+        assert len(works.storage.outdated({JobState.SUCCEEDED: 1e12}, 0, 100, 100).seqs) == 3
         assert works.storage.remove(PURGE) == 3
         assert works.storage.plans.prerequisites(last.seq) == works.storage.plans.dependents(members[0].seq) == []
 

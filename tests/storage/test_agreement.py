@@ -394,6 +394,21 @@ class Agreement(RuleBasedStateMachine):
         query = JobFilter(query.states, query.queue, query.task, None, None, query.after, query.finished_before)
         self.ask(lambda storage: storage.remove(query))
 
+    @rule(ages=st.dictionaries(st.sampled_from(sorted(FINISHED)), moments), window=st.integers(1, 5))
+    def purge(self, ages: dict[JobState, float | None], window: int) -> None:
+        before = {state: self.now - (age or 0) for state, age in ages.items()}
+
+        def through(storage: Storage) -> list[int]:
+            seqs: list[int] = []
+            last: int | None = 0
+            while last is not None:
+                found = storage.outdated(before, last, window, 3)
+                seqs, last = seqs + found.seqs, found.last
+            return seqs
+
+        seqs = self.ask(through)
+        self.ask(lambda storage: storage.discard(seqs))
+
     @rule(key=st.sampled_from(KEYS), expected=st.sampled_from(VALUES), new=st.sampled_from(VALUES))
     def swap(self, key: str, expected: str | None, new: str | None) -> None:
         if not self.ask(lambda storage: storage.swap(key, expected, new)):

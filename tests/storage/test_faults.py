@@ -670,6 +670,8 @@ VERBS: dict[str, Verb] = {
     "reasons": Verb(lambda scene: scene.storage.reasons()),
     "next_due": Verb(lambda scene: scene.storage.next_due()),
     "remove": Verb(_remove),
+    "outdated": Verb(lambda scene: scene.storage.outdated({JobState.SUCCEEDED: NOW + 9}, 0, 10, 10)),
+    "discard": Verb(lambda scene: scene.storage.discard(range(1, 50))),
     "remove the newest": Verb(_remove_the_newest, whole=False),
     "marks": Verb(lambda scene: scene.storage.marks()),
     "swap: set": Verb(lambda scene: scene.storage.swap("key", None, "value")),
@@ -859,7 +861,7 @@ def seqs(path: Path) -> set[int]:
 
 def kept(name: str, before: set[int]) -> set[int]:
     """Which jobs must still be there: a purge is meant to take some."""
-    return set() if name.startswith("remove") else before
+    return set() if name.startswith(("remove", "discard")) else before
 
 
 @pytest.mark.parametrize("how", [_io_error, _full], ids=["I/O error", "full"])

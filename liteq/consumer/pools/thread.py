@@ -13,11 +13,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
 from selectors import BaseSelector
 
 from liteq import logs
 from liteq.consumer.pools.base import GRACE, Pool, StackSource
+from liteq.consumer.pools.line import Line
 from liteq.engine import Ended
 from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, close_loop, execute
@@ -50,7 +50,7 @@ class ThreadPool(Pool):
         self.recorder = begun.Recorder(liveness) if liveness is not None and begun.CAN_RECORD else None
         self.size = size
         self.max_tasks = max_tasks
-        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self.jobs: Line[Job | None] = Line()
         self._wake = wake
         self.ended: deque[Ended] = deque()
         self._progress: dict[tuple[int, int], Progress] = {}
@@ -97,18 +97,12 @@ class ThreadPool(Pool):
 
     @property
     def backlog(self) -> int:
-        return self.jobs.qsize()
+        return len(self.jobs)
 
     def take_back(self) -> list[Job]:
-        taken: list[Job] = []
-        try:
-            while True:
-                job = self.jobs.get_nowait()
-                if job is not None:
-                    taken.append(job)
-        except Empty:
-            self._held -= len(taken)
-            return taken
+        taken = [job for job in self.jobs.take_all() if job is not None]
+        self._held -= len(taken)
+        return taken
 
     def recall(self) -> None:
         return None  # a thread takes a job only to begin it
@@ -217,9 +211,11 @@ class ThreadSlot:
         pool, ended = self._pool, self._pool.ended
         record = None if pool.recorder is None else pool.recorder.of(self.number)
         left = pool.max_tasks or -1
+        own = threading.Lock()
+        own.acquire()
         self._shelter.move_in()
         try:
-            while left and (job := pool.jobs.get()) is not None:
+            while left and (job := pool.jobs.get(own)) is not None:
                 left -= 1
                 if record is not None:
                     record(job.seq)
