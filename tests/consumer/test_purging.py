@@ -9,7 +9,7 @@ import pytest
 from liteq import LiteQ
 from liteq.clock import ManualClock
 from liteq.consumer import purging
-from liteq.consumer.purging import EVERY, PAUSE, SELDOM, Purging
+from liteq.consumer.purging import BARREN, EVERY, PAUSE, SELDOM, Purging
 from liteq.engine import AT_ONCE
 from liteq.storage.memory import MemoryStorage
 
@@ -103,6 +103,37 @@ def test_a_pass_does_a_little_at_a_time(world: World, monkeypatch: pytest.Monkey
         500,
         300,
     ]
+
+
+def test_a_pass_ends_where_nothing_is_old_and_once_an_hour_goes_to_the_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteq.engine.WINDOW", 1)
+    world.app.engine.failed_ttl = 30 * DAY
+    world.run(BARREN, fails=True)
+    world.run(3)
+    world.whole_pass()
+    world.clock.advance(DAY - HOUR / 2)
+    world.whole_pass()  # to the end
+    world.clock.advance(HOUR / 2 + 1)
+    world.whole_pass()
+    assert world.left == BARREN + 3
+    world.clock.advance(HOUR / 2)
+    world.whole_pass()
+    assert world.left == BARREN
+
+
+@pytest.mark.parametrize(("number", "wait"), [(20, EVERY), (21, 4.0)])
+def test_the_next_pass_comes_soon_after_one_that_has_deleted_very_many(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int, wait: float
+) -> None:
+    monkeypatch.setattr(purging, "MANY", 20)
+    world.run(number)
+    world.clock.advance(5)
+    world.run()
+    world.clock.advance(DAY - 4)
+    assert world.purging.work() == pytest.approx(wait)
+    assert world.left == 1
 
 
 def test_a_pass_leaves_time_for_jobs_however_long_the_storage_takes(
