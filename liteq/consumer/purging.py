@@ -1,6 +1,6 @@
 """The retention of finished jobs: deleting what was kept long enough, a little at a time, from the oldest on.
 
-A *pass* goes through the finished jobs in order of their numbers, in windows of some thousands, between which jobs go
+A *pass* goes through the finished jobs in order of their numbers, in windows of a thousand, between which jobs go
 on. It also tells when the next of them will have been kept long enough; before that there is nothing to do, so a
 consumer with a million finished jobs stays idle. Jobs mostly end in the order of their numbers, so a pass ends where
 some windows in a row had nothing to delete; once an hour it goes to the end all the same, for those that did not.
@@ -21,9 +21,9 @@ SOON, MANY = 1.0, 20_000
 #: The same, at most; and between two passes that go to the end.
 SELDOM = 3600.0
 #: A pass ends after so many windows without anything to delete.
-BARREN = 4
+BARREN = 20
 #: Which part of the time a pass takes, and how many seconds it pauses at most between two windows.
-SHARE, PAUSE = 0.25, 0.01
+SHARE, PAUSE = 0.25, 0.005
 
 
 class Purging:

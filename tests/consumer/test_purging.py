@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -10,7 +11,7 @@ from liteq import LiteQ
 from liteq.clock import ManualClock
 from liteq.consumer import purging
 from liteq.consumer.purging import BARREN, EVERY, PAUSE, SELDOM, Purging
-from liteq.engine import AT_ONCE
+from liteq.engine import DELETED_AT_ONCE
 from liteq.storage.memory import MemoryStorage
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -92,17 +93,14 @@ def test_what_ends_after_a_pass_goes_in_its_time() -> None:
 
 
 def test_a_pass_does_a_little_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("liteq.engine.WINDOW", 700)
-    world.run(2 * AT_ONCE + 300)
+    monkeypatch.setattr("liteq.engine.WINDOW", 300)
+    world.run(2 * DELETED_AT_ONCE + 130)
     world.clock.advance(DAY + 1)
-    lefts = []
+    lefts = [world.left]
     while world.purging.work() < EVERY:
         lefts.append(world.left)
-    assert [before - after for before, after in zip([1300, *lefts], [*lefts, world.left], strict=True)] == [
-        500,
-        500,
-        300,
-    ]
+    lefts.append(world.left)
+    assert [before - after for before, after in pairwise(lefts)] == [200, 200, 130]
 
 
 def test_a_pass_ends_where_nothing_is_old_and_once_an_hour_goes_to_the_end(
