@@ -168,6 +168,19 @@ def test_only_the_job_that_was_running_is_blamed_for_a_death(
     assert sorted(lines(log)) == ["a", "a", "b", "b", "once"], "its second death has taken others along"
 
 
+def test_a_job_that_has_crashed_starts_once_an_attempt_however_long_its_process_takes_to_start(
+    app: LiteQ, tasks: Any, consume: Any, log: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is retried alone, in a process that is started for it; meanwhile it is not given back and claimed again."""
+    caplog.set_level(logging.INFO, logger="liteq")
+    with consume(app, workers=4):
+        crashed = tasks.die(log)
+        assert failure_of(crashed).error_type == "WorkerCrashed"
+    attempts = crashed.job().attempt
+    assert attempts > 1
+    assert len(said(caplog, f"started job={crashed.id} ")) == attempts
+
+
 def test_a_crash_tells_what_the_job_itself_has_logged_and_used(
     app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any
 ) -> None:

@@ -101,7 +101,7 @@ class GreenletPool(Pool):
         self._failures = 0
         self._start_again_at = 0.0
         self._look_at = 0.0
-        self._stopping = False
+        self._stopping = self._recalled = False
         self._stuck = 0
 
     # ── feeding ──────────────────────────────────────────────────────────────────────────────────────
@@ -205,11 +205,14 @@ class GreenletPool(Pool):
 
     @property
     def held(self) -> int:
-        return self.backlog + sum(len(one.tickets) for one in self._hubs) + len(self._ended)
+        waiting = len(self._backlog) + len(self._suspects)
+        return waiting + sum(len(one.tickets) for one in self._hubs) + len(self._ended)
 
     @property
     def backlog(self) -> int:
-        return len(self._backlog) + len(self._suspects)
+        # Who waits for a process that is being started for him is not given back, to be claimed again at once.
+        awaited = not self._recalled and self._cell is not None and not self._cell.ready
+        return len(self._backlog) + (0 if awaited else len(self._suspects))
 
     def take_back(self) -> list[Job]:
         taken = [*self._suspects, *self._backlog]
@@ -218,7 +221,7 @@ class GreenletPool(Pool):
         return taken
 
     def recall(self) -> None:
-        return None  # what the process was given, it has begun
+        self._recalled = True  # what a process was given, it has begun
 
     def running(self) -> list[Job]:
         return [ticket.job for _, ticket in self._tickets]
