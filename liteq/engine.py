@@ -285,6 +285,8 @@ class Engine:
         ]
         if request is not None and self.runtime.limited:
             request = request._replace(needs=self.runtime.limited)
+        if request is not None and ended:  # one that has stored its success itself leaves nothing to write, but to tell
+            request = request._replace(unless=None)
         turn = self.storage.turn(transitions, request, now, progress, successes)
         if turn.unchanged:
             return Round([], [], None, {}, {}, None, turn.seen, True)

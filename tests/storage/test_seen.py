@@ -14,7 +14,8 @@ from contract import NOW, claim_one, decided, new, request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liteq import LiteQ, lifecycle
+from liteq import LiteQ, S, lifecycle
+from liteq.engine import Ended
 from liteq.job import Ending, JobFilter, JobState, Outcome, Progress
 from liteq.storage import sqlite as sqlite_module
 from liteq.storage.base import Turn
@@ -147,6 +148,24 @@ def test_nothing_that_is_ready_is_ever_overlooked(steps: list[tuple[bool, str]])
                     seen = done.seen if len(done.jobs) < 5 else None
                 elif what == "read":
                     one.counts()
+
+
+def test_a_success_that_a_job_has_stored_itself_is_told_although_there_is_nothing_to_write(
+    storage: SqliteStorage,
+) -> None:
+    """A turn may have come between the job's own commit and the news of it."""
+    app = LiteQ(storage)
+    told: list[object] = []
+    app.signal(S.COMPLETE)(lambda signal, job, *_: told.append(job.seq))
+    storage.add([new()])
+    job = claim_one(storage)
+    outcome = Outcome(job.seq, job.claim, Ending.SUCCEEDED, NOW, NOW, b"5", settled=True)
+    own = storage.transaction(job)
+    own.begin()
+    assert own.settle(lifecycle.succeed(job, outcome), NOW)
+    seen = turn(storage).seen
+    done = app.engine.round([Ended(job, outcome)], request(storage)._replace(unless=seen))
+    assert (done.unchanged, told) == (False, [job.seq])
 
 
 def test_a_consumer_does_not_look_again_because_of_what_it_has_written_itself(
