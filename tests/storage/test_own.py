@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -25,13 +24,6 @@ from liteq.storage.base import ClaimRequest
 from liteq.storage.memory import MemoryStorage
 from liteq.storage.sqlite import SqliteStorage
 from liteq.storage.sqlite_own import JobCursor, JobTransaction
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with TemporaryDirectory(prefix="liteq-test-", dir=memory) as name:
-        yield Path(name) / "queue.db"
 
 
 @pytest.fixture

@@ -25,13 +25,6 @@ Write = Callable[[SqliteStorage, Path], object]
 
 
 @pytest.fixture
-def path() -> Iterator[Path]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with TemporaryDirectory(prefix="liteq-test-", dir=memory) as name:
-        yield Path(name) / "queue.db"
-
-
-@pytest.fixture
 def storage(path: Path) -> Iterator[SqliteStorage]:
     with closing(SqliteStorage(path, durability="normal")) as storage:
         yield storage
