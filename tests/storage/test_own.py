@@ -381,6 +381,7 @@ def test_a_process_never_stands_still_because_others_end_what_is_in_the_middle_o
                     for _ in own.connection.execute("SELECT text FROM note LIMIT 5"):
                         pass
                     written.set()
+            own.abandon("it failed")
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -388,8 +389,8 @@ def test_a_process_never_stands_still_because_others_end_what_is_in_the_middle_o
         for _ in range(round_ % 50):  # some microseconds later in each round
             threading.get_ident()
         storage.end_transaction(job, "it ran too long")
-        assert not is_locked(path)
         thread.join(10)
+        assert not is_locked(path)
         assert errors == [f"the transaction of job {job.id} was rolled back: it ran too long"]
     assert notes(path) == []
 
