@@ -283,11 +283,7 @@ class Engine:
         transitions += [
             lifecycle.revoke_unbegun(job, now) if job.seq in cancelled else lifecycle.release(job) for job in released
         ]
-        if request is not None and self.runtime.limited:
-            request = request._replace(needs=self.runtime.limited)
-        if request is not None and ended:  # one that has stored its success itself leaves nothing to write, but to tell
-            request = request._replace(unless=None)
-        turn = self.storage.turn(transitions, request, now, progress, successes)
+        turn = self.storage.turn(transitions, self._completed(request, ended), now, progress, successes)
         if turn.unchanged:
             return Round([], [], None, {}, {}, None, turn.seen, True)
         # It is committed: from here on nothing may fail, or the claimed jobs would be lost on the way.
@@ -299,16 +295,17 @@ class Engine:
         again = self._announce_refused(refused, turn.applied[decided:])
         self._announce_dependents(turn.ended)
         jobs, held_back = self._admitted(turn.jobs, turn.marks, now)
-        return Round(
-            again + jobs,
-            held_back,
-            turn.next_due,
-            _cancelled(turn.marks),
-            turn.marks,
-            turn.next_token,
-            turn.seen,
-            turn.unchanged,
-        )
+        cancels = _cancelled(turn.marks)
+        return Round(again + jobs, held_back, turn.next_due, cancels, turn.marks, turn.next_token, turn.seen)
+
+    def _completed(self, request: ClaimRequest | None, ended: Sequence[Ended]) -> ClaimRequest | None:
+        if request is None:
+            return None
+        if self.runtime.limited:
+            request = request._replace(needs=self.runtime.limited)
+        if ended:  # one that has stored its success itself leaves nothing to write, but to tell
+            request = request._replace(unless=None)
+        return request
 
     def _decided(self, ended: Ended, now: float, cancelled: bool) -> Transition:
         policy = self._policy(ended.job)

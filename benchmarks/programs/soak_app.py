@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
+from benchmarks.harness import Durability
 from liteq import LiteQ, TaskContext, every
 
 #: Seconds for which outcomes are kept: so short that years of retention pass within the hour.
@@ -12,7 +14,7 @@ KEPT = 20.0
 
 app = LiteQ(
     Path(os.environ["BENCHMARK_FILE"]),
-    durability="normal" if os.environ["BENCHMARK_DURABILITY"] == "normal" else "full",
+    durability=cast(Durability, os.environ["BENCHMARK_DURABILITY"]),
     result_ttl=KEPT,
     failed_ttl=KEPT,
 )

@@ -189,15 +189,11 @@ class Dispatcher:
         return bool(ready) and watch.poll_interval is None and all(key.fileobj != descriptor for key, _ in ready)
 
     def _note(self, change: Change) -> None:
-        if not (what := int(change)):
-            self._in_vain = 0
-            return
+        what = int(change)
+        self._in_vain = self._in_vain + 1 if what & _DATA else 0
         if what & _DATA:
-            self._in_vain += 1
             self._look = True
             self._scheduler.data_changed()
-        else:
-            self._in_vain = 0
         if what & _SLOTS:
             self._scheduler.somebody_died()
 

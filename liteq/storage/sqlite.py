@@ -515,7 +515,7 @@ def _turn(
             moved = [*_moved(successes, lost, transitions, applied), *followed.moved]
             limits.left(connection, moved, now, unbegun)
             token = next_token(connection)
-        if transitions or newest or head.is_followed:
+        if transitions or newest or head.is_followed or head.has_places:
             due = moves.next_due(connection)
     if due is not None and due <= now:
         moves.promote(connection, now)

@@ -65,7 +65,7 @@ async def count_at_once(log: str, gate: str) -> None:
 def count_at_once_too(log: str, gate: str) -> None:
     note(log, "in")
     while not Path(gate).exists():
-        time.sleep(0.005)
+        time.sleep(0.005)  # task body
 
 
 @task()
@@ -124,7 +124,7 @@ async def block(gate: str, log: str) -> None:
     """Keep the loop busy with Python code until the gate opens."""
     note(log, "blocks")
     while not Path(gate).exists():
-        time.sleep(0.001)
+        time.sleep(0.001)  # task body
 
 
 @task()
@@ -137,14 +137,14 @@ async def _block(gate: str, log: str) -> None:
     await asyncio.sleep(0)
     note(log, "blocks")
     while not Path(gate).exists():
-        time.sleep(0.001)
+        time.sleep(0.001)  # task body
 
 
 @task()
 async def block_for(seconds: float, log: str) -> None:
     """Keep the loop busy in one call, that nothing ends."""
     note(log, "blocks")
-    time.sleep(seconds)
+    time.sleep(seconds)  # task body
 
 
 @task()
@@ -198,7 +198,7 @@ def grind(log: str) -> None:
 def die(log: str) -> None:
     note(log, "dies")
     os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
+    time.sleep(60)  # task body
 
 
 @task()
@@ -208,7 +208,7 @@ def chatter(gate: str, log: str, seconds: float) -> None:
     note(log, "chatters")
     while not Path(gate).exists():
         logging.getLogger("crowd").warning("a neighbour\nsays something")
-        time.sleep(0.005)
+        time.sleep(0.005)  # task body
 
 
 @task(max_crashes=2)
@@ -217,7 +217,7 @@ def log_and_die(log: str, stretches: int, seconds: float) -> None:
     for number in range(stretches):
         logging.getLogger("crowd").warning("stretch %d of %d", number, len(lines(log)))
         _burn(seconds)
-        time.sleep(0.02)
+        time.sleep(0.02)  # task body
     note(log, "dies")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -259,7 +259,7 @@ def _burn(seconds: float) -> None:
 def wait(gate: str, log: str, word: str) -> str:
     note(log, word)
     while not Path(gate).exists():
-        time.sleep(0.005)
+        time.sleep(0.005)  # task body
     return word
 
 

@@ -330,7 +330,7 @@ app = LiteQ({path!r})
 
 @app.task()
 def nap(seconds):
-    time.sleep(seconds)
+    time.sleep(seconds)  # task body
     return [os.getpid(), socket.socket.__module__]
 
 @app.task()

@@ -44,7 +44,7 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         @app.on_startup()
         def hold():
             while workshop.Path({str(path)!r}).exists():
-                workshop.time.sleep(0.002)
+                workshop.time.sleep(0.002)  # task body
         """
     (tmp_path / "held_app.py").write_text("\n".join(line[8:] for line in source.splitlines()))
     monkeypatch.syspath_prepend(tmp_path)

@@ -68,7 +68,7 @@ def lines(log: str | Path) -> list[str]:
 def wait_at(gate: str) -> None:
     """Return once the file is there. Python code, so that it can be interrupted at any time."""
     while not Path(gate).exists():
-        time.sleep(0.002)
+        time.sleep(0.002)  # task body
 
 
 # ── plain ones ───────────────────────────────────────────────────────────────────────────────────────────
@@ -319,7 +319,7 @@ def wait(gate: str, log: str, word: Any = "") -> str:
 @task(max_running=2)
 def one_of_two(log: str, word: Any) -> None:
     note(log, "began", word)
-    time.sleep(0.002)
+    time.sleep(0.002)  # task body
     note(log, "ended", word)
 
 
@@ -342,7 +342,7 @@ def on_one_of_two_chairs(chairs: str, log: str, word: Any) -> None:
                 fcntl.flock(chair, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            time.sleep(0.003)
+            time.sleep(0.003)  # task body
             note(log, "sat", word)
             return
     note(log, "stood", word)
@@ -375,14 +375,14 @@ def pass_or_wait(gate: str | None, log: str, word: Any) -> None:
 
 @task()
 def nap(seconds: float) -> int:
-    time.sleep(seconds)
+    time.sleep(seconds)  # task body
     return os.getpid()
 
 
 @task()
 def write_and_nap(log: str, word: Any, seconds: float) -> None:
     note(log, word)
-    time.sleep(seconds)
+    time.sleep(seconds)  # task body
 
 
 @task(context=True)
@@ -392,7 +392,7 @@ def wait_for_revoke(gate: str, task: TaskContext) -> str:
     while not task.is_cancelled():
         if Path(gate).exists():
             return "the gate opened"
-        time.sleep(0.002)
+        time.sleep(0.002)  # task body
     return "revoked"
 
 
@@ -412,7 +412,7 @@ def spin(seconds: float) -> None:
 
 @task(timeout=0.2)
 def sleep(seconds: float) -> None:
-    time.sleep(seconds)
+    time.sleep(seconds)  # task body
 
 
 @task(timeout=0.2)
@@ -422,7 +422,7 @@ def insist(seconds: float) -> None:
     while time.monotonic() < until:
         try:
             while time.monotonic() < until:
-                time.sleep(0.001)
+                time.sleep(0.001)  # task body
         except BaseException:  # noqa: BLE001 - a badly behaved task
             continue
 
@@ -432,7 +432,7 @@ def clean_up(log: str) -> None:
     """Use a timeout as it is meant: stop, and tidy up."""
     try:
         while True:
-            time.sleep(0.002)
+            time.sleep(0.002)  # task body
     except TimeoutError:
         note(log, "tidied up")
         raise
@@ -455,7 +455,7 @@ async def asleep(seconds: float) -> None:
 @task(timeout=0.2)
 async def ablock(seconds: float) -> None:
     """Block the loop, so that nothing but the worker's own deadline can end it."""
-    time.sleep(seconds)
+    time.sleep(seconds)  # task body
 
 
 @task()
@@ -522,7 +522,7 @@ def die(how: str, log: str) -> None:
     if how == "exit":
         os._exit(7)
     os.kill(os.getpid(), getattr(signal, how))
-    time.sleep(60)
+    time.sleep(60)  # task body
 
 
 @task()
@@ -530,7 +530,7 @@ def die_once(log: str) -> str:
     note(log, "here")
     if len(lines(log)) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(60)  # task body
     return "alive"
 
 
@@ -540,7 +540,7 @@ def die_if(fatal: bool, log: str, word: Any) -> None:
     if fatal and "died" not in lines(log):
         note(log, "died")
         os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(60)  # task body
     note(log, word)
 
 
@@ -648,7 +648,7 @@ def leave_a_child(log: str, how: str) -> None:
 def fork_a_sleeper() -> int:
     pid = os.fork()
     if pid == 0:
-        time.sleep(60)
+        time.sleep(60)  # task body
         os._exit(0)
     return pid
 
@@ -729,7 +729,7 @@ def keep_on(word: str, log: str, task: TaskContext) -> None:
     _keep(task.connection(), word)
     note(log, "wrote")
     while True:
-        time.sleep(0.002)
+        time.sleep(0.002)  # task body
 
 
 @task(context=True, timeout=0.3)
@@ -739,7 +739,7 @@ def keep_stubbornly(gate: str, log: str, task: TaskContext) -> None:
     note(log, "wrote")
     while not Path(gate).exists():
         with contextlib.suppress(BaseException):
-            time.sleep(0.002)
+            time.sleep(0.002)  # task body
     try:
         _keep(task.connection(), "too late")
     except OSError as error:

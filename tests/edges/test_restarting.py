@@ -42,7 +42,7 @@ def hold(gate):
 def wait(gate):
     pathlib.Path(f"{{gate}}.entered").touch()
     while True:
-        time.sleep(0.002)
+        time.sleep(0.002)  # task body
 
 @app.task
 def lazy():
