@@ -150,6 +150,9 @@ class LiteQ:
     @property
     def engine(self) -> Engine:
         """The engine of the moment; for liteq's own consumer and tools."""
+        return self._present_engine()
+
+    def _present_engine(self) -> Engine:
         return self._stored if self._in_memory is None else self._in_memory
 
     @property
@@ -253,7 +256,7 @@ class LiteQ:
         checked = check_options(options)
         stored = check_name(default_name(function) if name is None else name, "name")
         definition = Definition(stored, function, checked, is_async(function), options, locks_of(function))
-        task: Task[Any, Any] = Task(lambda: self.engine, definition)
+        task: Task[Any, Any] = Task(self._present_engine, definition)
         names = [stored, *(check_name(alias, "aliases") for alias in aliases)]
         for one in names:
             known = self._stored.tasks.get(one)
@@ -274,7 +277,7 @@ class LiteQ:
     def tasks(self) -> dict[str, Task[Any, Any]]:
         """Every task by stored name."""
         return {
-            name: Task(lambda: self.engine, definition)
+            name: Task(self._present_engine, definition)
             for name, definition in self._stored.tasks.items()
             if name == definition.name
         }
@@ -288,13 +291,13 @@ class LiteQ:
         if self._schedules is None:
             from liteq.schedules import Schedules
 
-            self._schedules = Schedules(lambda: self.engine, self._task_named)
+            self._schedules = Schedules(self._present_engine, self._task_named)
         return self._schedules
 
     def _task_named(self, name: str) -> Task[Any, Any]:
         if name not in self._stored.tasks:
             raise UnknownTask(name)
-        return Task(lambda: self.engine, self._stored.tasks[name])
+        return Task(self._present_engine, self._stored.tasks[name])
 
     @overload
     def periodic_task(

@@ -183,7 +183,7 @@ class Engine:
             receive(self._store(jobs, plan and plan.found({})))
 
     def _store(self, jobs: Sequence[Job], plan: Plan | None = None, connection: object = None) -> list[Job]:
-        submitted = [lifecycle.submit(job, job.created) for job in jobs]
+        submitted = tuple(map(lifecycle.submit, jobs))
         if connection is not None and not self.immediate:
             # Whether it is ever committed only the caller knows.
             return self.storage.add(submitted, connection, plan)
@@ -191,7 +191,7 @@ class Engine:
         if own is not None and own.is_open:
             return own.add(submitted, plan)
         stored = self.storage.add(submitted) if plan is None else self.storage.add(submitted, plan=plan)
-        if self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED):
+        if self.signals.heard(S.ENQUEUED, S.SCHEDULED):
             for position, job in enumerate(stored):
                 if position not in stored.known:
                     self._announce_enqueued(job)
@@ -210,7 +210,7 @@ class Engine:
         """
         from liteq.transactions import OwnTransaction
 
-        heard = self.signals.heard(S.ENQUEUED) or self.signals.heard(S.SCHEDULED)
+        heard = self.signals.heard(S.ENQUEUED, S.SCHEDULED)
         tell = self._announce_enqueued if heard else None
         own = OwnTransaction(self.storage, job, tell, self._announce_dependents)
         self._own.set(own)

@@ -125,11 +125,11 @@ class Success(NamedTuple):
         return Transition(seq, _RUNNING, claim, _SUCCEEDED, None, attempt, base, crashes, started, finished, result)
 
 
-def submit(job: Job, now: float) -> Job:
-    """A job about to be stored: ready, or scheduled if it is due later."""
-    if job.created != now:
+def submit(job: Job, now: float | None = None) -> Job:
+    """A job about to be stored: ready, or scheduled if it is due later; ``now`` is when, if not when it was made."""
+    if now is not None:
         job = job._replace(created=now)
-    if job.due is not None and job.due > now:
+    if job.due is not None and job.due > job.created:
         return job._replace(state=JobState.SCHEDULED)
     return job  # made ready; a copy would cost as much as encoding its arguments
 

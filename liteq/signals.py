@@ -92,9 +92,9 @@ class Signals:
             if receiver in receivers:
                 receivers.remove(receiver)
 
-    def heard(self, name: str) -> bool:
-        """Whether anybody listens."""
-        return bool(self._receivers.get(name))
+    def heard(self, *names: str) -> bool:
+        """Whether anybody listens to one of these."""
+        return any(map(self._receivers.get, names))
 
     def __bool__(self) -> bool:
         return any(self._receivers.values())

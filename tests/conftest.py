@@ -6,6 +6,7 @@ pytest-randomly shuffles the order and prints its seed in the header (``--random
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import os
 import signal
@@ -51,6 +52,13 @@ def pytest_configure() -> None:
             signal.signal(number, default)
     for name in [name for name in os.environ if name.startswith("LITEQ_") and "TEST" not in name]:
         del os.environ[name]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that is given more time than ``faulthandler_timeout``, which has begun to count, has that time."""
+    marker = item.get_closest_marker("timeout")
+    if marker is not None and not 0 < marker.args[0] <= float(item.config.getini("faulthandler_timeout")):
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -33,20 +33,13 @@ if TYPE_CHECKING:
 class Added(list[Job]):
     """What `Storage.add` answers with: for each job in order the stored one, or the one that had its id already.
 
-    Args:
-        jobs: these.
-        known: the positions of those that existed before; the same id twice in one call is one job, and its second
-            mention a known one.
-
-    ``ended`` is that of a `Turn`: who could not even begin, because a job that he was to wait for had ended badly.
+    ``known`` are the positions of those that existed before; the same id twice in one call is one job, and its second
+    mention a known one. ``ended`` is that of a `Turn`: who could not even begin, because a job that he was to wait for
+    had ended badly.
     """
 
-    __slots__ = ("ended", "known")
-
-    def __init__(self, jobs: Iterable[Job] = (), known: Set[int] = frozenset()) -> None:
-        super().__init__(jobs)
-        self.known = known
-        self.ended: Sequence[tuple[Job, Transition]] = ()
+    known: Set[int] = frozenset()
+    ended: Sequence[tuple[Job, Transition]] = ()
 
 
 class Applied(list[bool]):

@@ -267,8 +267,8 @@ class Turnstile:
 
     __enter__ = acquire
 
-    def release(self) -> None:
-        """Let the next writer in.
+    def release(self, *_exception: object) -> None:
+        """Let the next writer in; arguments are not looked at.
 
         In a child that was forked inside it does nothing: the turn is the parent's.
 
@@ -286,8 +286,7 @@ class Turnstile:
             self.is_taken = False
             self._threads.release()
 
-    def __exit__(self, *_exception: object) -> None:
-        self.release()
+    __exit__ = release
 
     @sheltered
     def barrier(self) -> None:

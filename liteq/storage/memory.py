@@ -157,7 +157,9 @@ class MemoryStorage(Storage):
                 seqs[row.id] = seq
                 seq += 1
             rows.append(row)
-        return Added(rows, known), draft
+        added = Added(rows)
+        added.known = known
+        return added, draft
 
     def _with_history(self, row: Job | None, draft: Draft) -> Job | None:
         if row is None:

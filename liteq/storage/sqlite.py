@@ -50,6 +50,7 @@ from liteq.storage.sqlite_connection import Connections, Durability
 from liteq.storage.sqlite_gates import next_token
 from liteq.storage.sqlite_guest import Caller
 from liteq.storage.sqlite_own import JobConnection, JobTransaction
+from liteq.storage.sqlite_rows import Rows, blob
 from liteq.unique import Unique
 
 if TYPE_CHECKING:
@@ -60,17 +61,15 @@ if TYPE_CHECKING:
 VACUUM_PAGES = 512
 SPARE_PAGES = 1024
 
-# The order of the fields of Job, so that a row is a slice of it.
-_COLUMNS = "rnd, cid, task, queue, priority, payload, created, due, expires, options, summary"
-_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {_ROW}"
-#: 90 rows of 11 values stay under SQLite's oldest limit of 999 variables a statement.
-_CHUNK = 90
-_INSERT_IF_FREE = f"""
-INSERT INTO liteq_job ({_COLUMNS}, ukey) SELECT {", ".join("?" * 12)} {unique.IF_FREE}
-"""
-_INSERT_KEYED = f"INSERT INTO liteq_job ({_COLUMNS}, ukey) VALUES ({', '.join('?' * 12)})"
-_INSERT_CHUNK = f"INSERT INTO liteq_job ({_COLUMNS}) VALUES {', '.join([_ROW] * _CHUNK)}"
+# In the order of the fields of Job, so that a row is a slice of it. Most jobs have a value in the first columns only.
+_PLAIN_COLUMNS = ("rnd", "task", "queue", "priority", "payload", "created")
+_COLUMNS = (*_PLAIN_COLUMNS, "due", "expires", "options", "summary", "cid")
+_PLAIN, _WHOLE = Rows("liteq_job", _PLAIN_COLUMNS), Rows("liteq_job", _COLUMNS)
+_KEYED = Rows("liteq_job", (*_COLUMNS, "ukey"))
+_PLAIN_IF_FREE, _WHOLE_IF_FREE = (
+    f"INSERT INTO liteq_job ({', '.join(columns)}, ukey) SELECT {', '.join('?' * len(columns))}, ? {unique.IF_FREE}"
+    for columns in (_PLAIN_COLUMNS, _COLUMNS)
+)
 
 
 class SqliteStorage(Storage):
@@ -121,8 +120,8 @@ class SqliteStorage(Storage):
         if len(jobs) == 1 and not jobs[0].id:
             job, rnd = jobs[0], getrandbits(40)
             if job.unique is None:
-                return Added((_stored(job, self._connections.insert(_INSERT, _row(job, rnd)), rnd),))
-            seq = self._connections.insert_if(_INSERT_IF_FREE, (*_row(job, rnd), *_key_of(job, job.unique)))
+                return Added((_stored(job, self._connections.insert(*_inserting(job, rnd)), rnd),))
+            seq = self._connections.insert_if(*_inserting_if_free(job, job.unique, rnd))
             if seq:
                 return Added((_stored_keyed(job, seq, rnd),))
         if any(job.id or job.unique for job in jobs):
@@ -387,8 +386,31 @@ class SqliteStorage(Storage):
 # ── adding ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _inserting(job: Job, rnd: int) -> tuple[str, tuple[object, ...]]:
+    """The statement that inserts a job, and its values."""
+    if job[8:12] == _NOTHING and not job.id:
+        return _PLAIN.one, _plain_row(job, rnd)
+    return _WHOLE.one, _row(job, rnd)
+
+
+def _inserting_if_free(job: Job, wanted: Unique, rnd: int) -> tuple[str, tuple[object, ...]]:
+    """The statement that inserts a job if its key is not held, and its values."""
+    asked = wanted.key, wanted.key, job.task  # the column, and then what `unique.IF_FREE` asks for
+    if job[8:12] == _NOTHING and not job.id:
+        return _PLAIN_IF_FREE, (*_plain_row(job, rnd), *asked)
+    return _WHOLE_IF_FREE, (*_row(job, rnd), *asked)
+
+
+#: What most jobs have in the columns from `due` to `summary`.
+_NOTHING = (None,) * 4
+
+
+def _plain_row(job: Job, rnd: int) -> tuple[object, ...]:
+    return (rnd, job.task, job.queue, job.priority, blob(job.payload), job.created)
+
+
 def _row(job: Job, rnd: int) -> tuple[object, ...]:
-    return (rnd, job.id or None, job.task, *job[4:12])
+    return (*_plain_row(job, rnd), *job[8:12], job[1] or None)
 
 
 def _stored(job: Job, seq: int, rnd: int) -> Job:
@@ -418,14 +440,10 @@ _UNIQUE = Job._fields.index("unique")
 
 def _add_many(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
     rnd = getrandbits(40)  # one for all: they differ in their seq
-    whole = len(jobs) - len(jobs) % _CHUNK
-    for start in range(0, whole, _CHUNK):
-        values: list[object] = []
-        for job in jobs[start : start + _CHUNK]:
-            values += _row(job, rnd)
-        connection.execute(_INSERT_CHUNK, values)
-    for job in jobs[whole:]:
-        connection.execute(_INSERT, _row(job, rnd))
+    if not any(job.id or job[8:12] != _NOTHING for job in jobs):
+        _PLAIN.insert(connection, [_plain_row(job, rnd) for job in jobs])
+    else:
+        _WHOLE.insert(connection, [_row(job, rnd) for job in jobs])
     last = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
     first = last - len(jobs) + 1  # one transaction, one writer: the ids are consecutive
     ending = f"-{rnd:010x}"
@@ -444,31 +462,27 @@ def _add_each(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
             continue
         rnd = getrandbits(40)
         if job.unique is None:
-            stored.append(_stored(job, connection.execute(_INSERT, _row(job, rnd)).lastrowid or 0, rnd))
+            stored.append(_stored(job, connection.execute(*_inserting(job, rnd)).lastrowid or 0, rnd))
             continue
         answer, is_known = _add_unique(connection, job, job.unique, rnd)
         stored.append(answer)
         if is_known:
             known.add(position)
-    return Added(stored, known)
-
-
-def _key_of(job: Job, wanted: Unique) -> tuple[str, str, str]:
-    """The last column of a keyed job's row, and then what `unique.IF_FREE` asks for."""
-    return wanted.key, wanted.key, job.task
+    added = Added(stored)
+    added.known = known
+    return added
 
 
 def _add_unique(connection: sqlite3.Connection, job: Job, wanted: Unique, rnd: int) -> tuple[Job, bool]:
     """The stored job, or the one that holds its key; and whether that existed before."""
-    row = _row(job, rnd)
-    inserted = connection.execute(_INSERT_IF_FREE, (*row, *_key_of(job, wanted)))
+    inserted = connection.execute(*_inserting_if_free(job, wanted, rnd))
     if inserted.rowcount == 1:
         return _stored_keyed(job, inserted.lastrowid or 0, rnd), False
     held = unique.Held(connection, job, wanted)
     if held.is_answer:
         return held.answer(), True
     return held.place(
-        _stored_keyed(job, connection.execute(_INSERT_KEYED, (*row, wanted.key)).lastrowid or 0, rnd)
+        _stored_keyed(job, connection.execute(_KEYED.one, (*_row(job, rnd), wanted.key)).lastrowid or 0, rnd)
     ), False
 
 

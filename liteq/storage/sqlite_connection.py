@@ -57,6 +57,10 @@ _UNUSABLE: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLIT
 _abandoned: list[sqlite3.Connection] = []
 
 
+class _Closed(Exception):
+    """There was no connection: a fork had closed it."""
+
+
 class OfAJob(Protocol):
     """A running job's own transaction; see `liteq.storage.sqlite_own`."""
 
@@ -176,15 +180,16 @@ class Connections:
             tries += 1
             if self._of_jobs:
                 self._refuse_to_wait_for_own_job()
-            self.writer()
+            if self._writer is None:
+                self._open_writer()
             try:
                 shelter = here.shelter
                 if shelter is None:
-                    done, result = self._try(transaction)
-                else:  # one try, no more: between two of them, which may take long, what was thrown may strike
-                    done, result = shelter.call(self._try, transaction)
-                if done:
-                    return result  # type: ignore[return-value]  # of `transaction`
+                    return self._try(transaction)
+                # One try, no more: between two of them, which may take long, what was thrown may strike.
+                return shelter.call(self._try, transaction)
+            except _Closed:
+                continue
             except sqlite3.Error as error:
                 if _code(error) not in _BUSY or tries >= attempts:
                     raise self.translated(error, tries) from error
@@ -309,23 +314,29 @@ class Connections:
             one.abandon("the process was forked, or the storage closed, while it was open")
 
     def _leave_turnstile(self) -> None:
-        if self.turnstile.is_taken and self.turnstile.is_mine():  # a Ctrl-C has struck this thread on its way out
+        if self.turnstile.is_mine():  # a Ctrl-C has struck this thread on its way out
             self.turnstile.release()
 
     # ── one turn ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _try(self, transaction: Callable[[sqlite3.Connection], T]) -> tuple[bool, T | None]:
-        """What a transaction returned; not done: a fork has closed the connection meanwhile."""
+    def _try(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
+        """What a transaction returned.
+
+        Raises:
+            _Closed: a fork has closed the connection meanwhile.
+        """
         with self._writing:
-            self._leave_turnstile()
+            if self.turnstile.is_taken:
+                self._leave_turnstile()
             with self.turnstile:
-                if self._writer is None:
-                    return False, None
-                if self._writer.in_transaction:  # what could not be rolled back in its own time
-                    self._writer.execute("ROLLBACK")
-                result = transaction(self._writer)
+                writer = self._writer
+                if writer is None:
+                    raise _Closed
+                if writer.in_transaction:  # what could not be rolled back in its own time
+                    writer.execute("ROLLBACK")
+                result = transaction(writer)
                 self._writes += 1
-                return True, result
+                return result
 
     def seen(self, connection: sqlite3.Connection) -> tuple[tuple[int, int], tuple[int, int]]:
         """Within a write transaction: what has changed with everything that was written before it, by whomever; and

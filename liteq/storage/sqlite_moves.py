@@ -15,6 +15,7 @@ from liteq.lifecycle import Success, Transition
 from liteq.storage import schema
 from liteq.storage import sqlite_steps as steps
 from liteq.storage.base import ClaimRequest
+from liteq.storage.sqlite_rows import Rows, blob
 
 #: What is promoted in one turn, so that a backlog that became due during a stop does not hold the lock for long.
 PROMOTED_AT_ONCE = 2000
@@ -61,14 +62,11 @@ def settle_together(connection: sqlite3.Connection, successes: Sequence[Success]
             gone = connection.execute(_DELETE_RUNNING_RUN, (*run, claim)).rowcount
         if gone != len(held):
             raise StaleBatch
-    start = 0
-    for size, statement in _INSERT_SUCCESS.items():
-        while len(successes) - start >= size:
-            values: list[object] = []
-            for success in successes[start : start + size]:
-                values += success
-            connection.execute(statement, values)
-            start += size
+    bare = [success[:-1] for success in successes if success[-1] is None]
+    _WITHOUT_RESULT.insert(connection, bare)
+    if len(bare) < len(successes):
+        told = [(*success[:-1], blob(success[-1])) for success in successes if success[-1] is not None]
+        _WITH_RESULT.insert(connection, told)
     if _has_progress(connection):
         connection.execute(_DELETE_PROGRESS_MANY, (str(seqs),))
     return frozenset()
@@ -78,11 +76,10 @@ _DELETE_RUNNING_RUN = "DELETE FROM liteq_running WHERE id BETWEEN ? AND ? AND cl
 _DELETE_RUNNING_MANY = "DELETE FROM liteq_running WHERE id IN (SELECT value FROM json_each(?)) AND claim = ?"
 _DELETE_PROGRESS_MANY = "DELETE FROM liteq_progress WHERE id IN (SELECT value FROM json_each(?))"
 
-_DONE_COLUMNS = f"id, {_COUNTERS}, started, finished, result, state, reason"
-_SUCCESS_ROW = f"(?, ?, ?, ?, ?, ?, ?, ?, {schema.SUCCEEDED}, NULL)"  # the fields of Success in their order
-_INSERT_SUCCESS = {
-    rows: f"INSERT INTO liteq_done ({_DONE_COLUMNS}) VALUES {', '.join([_SUCCESS_ROW] * rows)}" for rows in (64, 8, 1)
-}
+_WITH_RESULT, _WITHOUT_RESULT = (
+    Rows("liteq_done", ("id", *columns), {"state": str(schema.SUCCEEDED)})
+    for columns in (Success._fields[1:], Success._fields[1:-1])
+)
 
 
 def settle_singly(connection: sqlite3.Connection, successes: Sequence[Success]) -> Set[int]:
@@ -116,7 +113,7 @@ _PUT_INTO = {
 }
 
 _INSERT_DONE = (
-    f"INSERT INTO liteq_done ({_DONE_COLUMNS}) "
+    f"INSERT INTO liteq_done (id, {_COUNTERS}, started, finished, result, state, reason) "
     "VALUES (:seq, :claim, :attempt, :base, :crashes, :started, :finished, :result, :code, :reason)"
 )
 
