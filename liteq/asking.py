@@ -8,7 +8,7 @@ the job does not run there any more. Whoever asked takes the mark away; what nob
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ def ask(engine: Engine, job_id: str, timeout: float) -> str:
     consumer = next((one for one in engine.storage.owners() if one.number == job.owner and one.alive), None)
     if consumer is None:
         raise NoAnswer(job.id, _why_nobody_answers(engine, job))
-    key, question = f"{STACK_MARK}{job.owner}:{job.seq}:{secrets.token_hex(8)}", f"?{engine.clock.now():.3f}"
+    key, question = f"{STACK_MARK}{job.owner}:{job.seq}:{os.urandom(8).hex()}", f"?{engine.clock.now():.3f}"
     engine.storage.swap(key, None, question)
     try:
         answer = _answer(engine, key, question, timeout)

@@ -156,8 +156,8 @@ def _demo_app(queue: Path) -> ModuleType:
 
 @contextmanager
 def _consumer(folder: Path, workers: int, verbose: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """A real ``liteq_consumer`` for the length of the block."""
-    command = [sys.executable, "-m", "liteq.cli.consumer", "liteq.cli.demo_app:app"]
+    """A real ``liteq_consumer`` for the length of the block, and not longer than this process lives."""
+    command = [sys.executable, "-m", "liteq.cli.tied", "liteq.cli.demo_app:app"]
     options = ["--worker-type", "process", "--workers", str(workers), "--shutdown-timeout", "5"]
     source = str(Path(__file__).parents[2])  # found in another working directory too, installed or not
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -166,7 +166,7 @@ def _consumer(folder: Path, workers: int, verbose: bool) -> Iterator[subprocess.
             command + options,
             cwd=folder,
             env=os.environ | {"PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=None if verbose else log,
             stderr=None if verbose else log,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -183,6 +183,8 @@ def _consumer(folder: Path, workers: int, verbose: bool) -> Iterator[subprocess.
                 process.wait(STOP_WITHIN)
             process.kill()
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _ask_to_stop(process: subprocess.Popen[bytes]) -> None:

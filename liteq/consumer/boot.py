@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
-from uuid import uuid4
 
 _LINUX = Path("/proc/sys/kernel/random/boot_id")
 
@@ -17,11 +16,17 @@ def boot_id() -> str:
     consumer: what is to run once at each boot then runs at each start of a consumer.
     """
     try:
-        if sys.platform == "darwin":
-            command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-            known = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        else:
-            known = _LINUX.read_text().strip()
-    except (OSError, subprocess.SubprocessError):
+        known = _told_by_macos() if sys.platform == "darwin" else _LINUX.read_text().strip()
+    except OSError:
         known = ""
-    return known or f"start {uuid4()}"
+    return known or f"start {os.urandom(16).hex()}"
+
+
+def _told_by_macos() -> str:
+    import subprocess  # not at the start of every consumer
+
+    command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except subprocess.SubprocessError:
+        return ""

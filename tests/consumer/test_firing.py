@@ -538,11 +538,14 @@ def test_this_machine_has_a_boot() -> None:
         assert boot_id() == boot_id()
 
 
-def test_where_the_system_does_not_tell_each_consumer_has_its_own_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("platform", ["darwin", "plan9"])
+def test_where_the_system_does_not_tell_each_consumer_has_its_own_boot(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from liteq.consumer import boot
 
     monkeypatch.setattr(boot, "_LINUX", Path("/nowhere"))
-    monkeypatch.setattr(boot.sys, "platform", "plan9")
+    monkeypatch.setattr(boot.sys, "platform", platform)
     assert boot.boot_id() != boot.boot_id()
 
 

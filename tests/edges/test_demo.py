@@ -114,6 +114,16 @@ def test_a_signal_ends_it_with_its_consumer_and_its_folder(
     assert list(temporary.iterdir()) == []
 
 
+def test_killed_it_takes_its_consumer_and_the_workers_with_it(
+    place: Shop, temporary: Path, eventually: Eventually
+) -> None:
+    program = demo(place, temporary)
+    eventually(lambda: (one := consumer_of(program)) is not None and one.children(recursive=True))
+    family = psutil.Process(program.process.pid).children(recursive=True)
+    program.process.kill()
+    eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+
+
 def test_a_wrong_result_is_not_passed_over(place: Shop, temporary: Path) -> None:
     code = (
         "import sys, zlib\n"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 from collections.abc import Sequence
+
+from liteq.cli.tied import tie
 
 
 def main(role: str, arguments: Sequence[str]) -> int:
     """Be a consumer, as a user starts it, or a producer."""
-    threading.Thread(target=_end_with_the_torturer, daemon=True).start()
+    tie()
     if role == "consumer":
         from liteq.cli.consumer import main
 
@@ -18,13 +18,6 @@ def main(role: str, arguments: Sequence[str]) -> int:
     from liteq.cli.torture.victims import produce
 
     return produce(int(arguments[0]))
-
-
-def _end_with_the_torturer() -> None:
-    """Standard input is a pipe from the process that started this one, and ends with it: no orphans."""
-    while os.read(0, 1):
-        continue
-    os._exit(1)
 
 
 if __name__ == "__main__":
