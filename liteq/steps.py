@@ -9,6 +9,7 @@ A job that sleeps or waits for an event has no worker meanwhile: `Suspended` end
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from itertools import count
@@ -17,12 +18,15 @@ from typing import Any
 
 from liteq.clock import Clock
 from liteq.definition import check_name
-from liteq.errors import ClaimLost, DuplicateStep, EventTimeout, PayloadTooLarge, SerializationError
+from liteq.errors import ClaimLost, DuplicateStep, EventTimeout, PayloadTooLarge, SerializationError, StorageBusy
 from liteq.instants import positive_seconds
 from liteq.job import Job
 from liteq.serializers import Serializer
 from liteq.step import Step, StepKey, StepKind, StepState
 from liteq.storage.base import Storage
+
+#: Results of more bytes are written in a thread, as a coroutine's event loop is to go on meanwhile.
+SMALL = 64 << 10
 
 
 class Suspended(BaseException):
@@ -84,9 +88,7 @@ class Steps:
     async def astep(
         self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """See `TaskContext.astep`. The event loop goes on while the storage works."""
-        import asyncio
-
+        """See `TaskContext.astep`. The event loop goes on while others, or the disk, are waited for."""
         key, position = self._meet(StepKind.STEP, check_name(name, "the name of a step"))
         recorded = await self._aknown(key)
         if recorded is not None:
@@ -94,7 +96,7 @@ class Steps:
         value = function(*args, **kwargs)
         if isinstance(value, Awaitable):
             value = await value
-        await asyncio.to_thread(self._record, key, position, result=self._encoded(name, value))
+        await self._arecord(key, position, result=self._encoded(name, value))
         return value
 
     # ── sleeping ─────────────────────────────────────────────────────────────────────────────────────
@@ -107,12 +109,10 @@ class Steps:
 
     async def asleep(self, delay: float | timedelta, name: str | None) -> None:
         """See `TaskContext.asleep`."""
-        import asyncio
-
         wait, (key, position) = positive_seconds(delay, "sleep"), self._meet_sleep(name)
         recorded = await self._aknown(key)
         if recorded is None:
-            recorded = await asyncio.to_thread(self._record, key, position, due=self._clock.now() + wait)
+            recorded = await self._arecord(key, position, due=self._clock.now() + wait)
         self._sleep_until(recorded)
 
     def _meet_sleep(self, name: str | None) -> tuple[StepKey, int]:
@@ -199,10 +199,26 @@ class Steps:
         return await asyncio.to_thread(self._known, key)
 
     def _record(self, key: StepKey, position: int, *, due: float | None = None, result: bytes | None = None) -> Step:
-        job = self._job
-        step = Step(*key, StepState.DONE, position, job.attempt, self._clock.now(), due, result)
-        if not self._storage.record_step(job.seq, job.claim, step):
-            raise self._lose(key.name)
+        step = self._done(key, position, due, result)
+        return self._kept(step, self._storage.record_step(self._job.seq, self._job.claim, step))
+
+    async def _arecord(
+        self, key: StepKey, position: int, *, due: float | None = None, result: bytes | None = None
+    ) -> Step:
+        step, job = self._done(key, position, due, result), self._job
+        if result is None or len(result) <= SMALL:  # a thread, and the way back, take several times as long as this
+            with contextlib.suppress(StorageBusy):
+                return self._kept(step, self._storage.record_step_at_once(job.seq, job.claim, step))
+        import asyncio
+
+        return self._kept(step, await asyncio.to_thread(self._storage.record_step, job.seq, job.claim, step))
+
+    def _done(self, key: StepKey, position: int, due: float | None, result: bytes | None) -> Step:
+        return Step(*key, StepState.DONE, position, self._job.attempt, self._clock.now(), due, result)
+
+    def _kept(self, step: Step, recorded: bool) -> Step:
+        if not recorded:
+            raise self._lose(step.name)
         return step
 
     def _encoded(self, name: str, value: object) -> bytes | None:

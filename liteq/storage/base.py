@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from liteq.errors import ConfigurationError, StorageError
+from liteq.errors import ConfigurationError, StorageBusy, StorageError
 from liteq.gates import Needs
 from liteq.job import Death, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import Success, Transition
@@ -432,6 +432,14 @@ class Storage(ABC):
 
         Atomic: one transaction. Called by: workers, from inside the job.
         """
+
+    def record_step_at_once(self, seq: int, claim: int, step: Step) -> bool:
+        """`record_step` for who must not wait, as he is on an event loop.
+
+        Raises:
+            StorageBusy: it would have to wait, for another writer or for the disk; nothing was done.
+        """
+        raise StorageBusy(f"{self.location}: this storage waits for the disk")
 
     @abstractmethod
     def steps(self, seq: int) -> list[Step]:

@@ -504,6 +504,9 @@ class MemoryStorage(Storage):
             self._bell.ring()
         return recorded
 
+    def record_step_at_once(self, seq: int, claim: int, step: Step) -> bool:
+        return self.record_step(seq, claim, step)
+
     def steps(self, seq: int) -> list[Step]:
         with self._lock:
             return self._steps.steps(seq)

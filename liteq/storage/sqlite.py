@@ -215,6 +215,9 @@ class SqliteStorage(Storage):
     def record_step(self, seq: int, claim: int, step: Step) -> bool:
         return self._connections.change(steps.RECORD, (*step, seq, claim)) == 1
 
+    def record_step_at_once(self, seq: int, claim: int, step: Step) -> bool:
+        return self._connections.change_at_once(steps.RECORD, (*step, seq, claim)) == 1
+
     def steps(self, seq: int) -> list[Step]:
         return self._connections.read(lambda connection: steps.steps(connection, seq))
 

@@ -43,6 +43,8 @@ BUSY_SLICE = 0.5
 #: Seconds between two tries where SQLite refuses at once instead of waiting.
 BUSY_PAUSE = 0.005
 MAX_IDLE_READERS = 4
+#: Of so many changes that must not wait one is refused, so that it is made by who can.
+CAREFUL_EVERY = 200
 #: Seconds for which a fork waits for jobs of other threads that have a connection of their own.
 JOBS_PATIENCE = 10.0
 #: Seconds for which the file is taken to be in place without looking.
@@ -117,11 +119,13 @@ class Connections:
         #: Transactions of running jobs, each on a connection of its own.
         self._of_jobs: list[OfAJob] = []
         self._writes = 0
+        self._hurried = 0
         self._forget_all()
         _all_files.add(self)
 
     def _forget_all(self) -> None:
         self._writer: sqlite3.Connection | None = None
+        self._hurrier: sqlite3.Connection | None = None  # of `change_at_once`: it waits for nobody
         self._readers: list[sqlite3.Connection] = []
         self._all: list[sqlite3.Connection] = []
         self._opened_file: tuple[int, int] | None = None
@@ -171,6 +175,36 @@ class Connections:
     def change(self, statement: str, values: tuple[object, ...]) -> int:
         """Run one statement as a transaction of its own and return how many rows it has changed."""
         return self._in_turn(lambda connection: connection.execute(statement, values).rowcount, self._attempts)
+
+    @sheltered
+    def change_at_once(self, statement: str, values: tuple[object, ...]) -> int:
+        """`change` for who must not wait, neither for another writer nor for the disk.
+
+        Raises:
+            StorageBusy: he would have to; nothing was done. StorageError: as `change`.
+        """
+        self._hurried += 1
+        # Now and then the careful way, which writes the WAL back where nobody else does.
+        if self._synchronous == "FULL" or self._writer is None or self._hurried % CAREFUL_EVERY == 0:
+            raise StorageBusy(f"{self.path}: this has to wait for the disk; nothing was stored")
+        self._trust(TRUST)
+        in_the_way = StorageBusy(f"{self.path}: somebody else writes at this moment; nothing was stored")
+        if not self._writing.acquire(blocking=False):
+            raise in_the_way
+        try:
+            if self._writer is None or self.turnstile.is_taken:
+                raise in_the_way
+            self.turnstile.acquire(timeout=0)
+            try:
+                if self._hurrier is None:
+                    self._hurrier = self._connect(patience=0.0, autocheckpoint=0)
+                return self._hurrier.execute(statement, values).rowcount
+            finally:
+                self.turnstile.release()
+        except sqlite3.Error as error:
+            raise (in_the_way if _code(error) in _BUSY else self.translated(error)) from error
+        finally:
+            self._writing.release()
 
     def _in_turn(self, transaction: Callable[[sqlite3.Connection], T], attempts: int) -> T:
         if SystemClock.monotonic() - self._seen_in_place > TRUST:
@@ -578,15 +612,15 @@ class Connections:
                 connection.execute("ROLLBACK")
         raise StorageUnusable(f"{self.path} cannot be put into WAL mode; its filesystem may lack shared memory")
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, patience: float = BUSY_SLICE, autocheckpoint: int = AUTOCHECKPOINT) -> sqlite3.Connection:
         uri = self.path.as_uri() + "?mode=rw"
         connection = sqlite3.connect(
-            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_SLICE, cached_statements=256
+            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=patience, cached_statements=256
         )
         self._all.append(connection)
         try:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {autocheckpoint}")
             connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
         except BaseException:
             self._forget(connection)

@@ -6,14 +6,14 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from time import perf_counter
 from typing import Any
 
 import pytest
 from workbench import Program, work
 
-from liteq import LiteQ, StorageError, Task
+from liteq import LiteQ, StorageError, Task, TaskContext
 
 #: Far more than a turn of the loop takes even on a busy machine, far less than waiting for the other process would.
 STANDSTILL = 0.5
@@ -27,8 +27,8 @@ def task(on_file: LiteQ) -> Task[..., Any]:
     return task
 
 
-@pytest.fixture
-def held(on_file: LiteQ, task: Task[..., Any]) -> Iterator[Program]:
+@contextmanager
+def holding(app: LiteQ) -> Iterator[Program]:
     """Another process that is in the middle of writing until it is told to go on."""
     with Program(
         """
@@ -41,9 +41,15 @@ def held(on_file: LiteQ, task: Task[..., Any]) -> Iterator[Program]:
         connection.close()
         say("done")
         """,
-        on_file.storage.location,
+        app.storage.location,
     ) as program:
         assert program.hear() == "holding"
+        yield program
+
+
+@pytest.fixture
+def held(on_file: LiteQ, task: Task[..., Any]) -> Iterator[Program]:
+    with holding(on_file) as program:
         yield program
 
 
@@ -109,6 +115,26 @@ def test_the_loop_goes_on_while_somebody_waits_for_a_result(
         return value
 
     assert asyncio.run(main()) == 5
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000], ids=["small", "large"])
+def test_the_loop_goes_on_while_a_step_waits_to_be_recorded(on_file: LiteQ, size: int) -> None:
+    @on_file.task(context=True)
+    async def stepping(*, task: TaskContext) -> int:
+        assert len(await task.astep("soon", lambda: size * "x")) == size
+        with holding(on_file) as program:
+            async with heartbeat() as gaps:
+                asyncio.get_running_loop().call_later(2 * STANDSTILL, program.tell)
+                value = await task.astep("late", lambda: size * "y")
+            assert max(gaps) < STANDSTILL
+            assert len(gaps) > 50
+            assert program.hear() == "done"
+        return len(value)
+
+    with on_file.run_in_background(workers=1):
+        result = stepping()
+        assert result.get(60) == size
+    assert [step.name for step in result.steps()] == ["soon", "late"]
 
 
 def test_the_loop_goes_on_while_a_batch_is_stored(on_file: LiteQ, task: Task[..., Any], held: Program) -> None:

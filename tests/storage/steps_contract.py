@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from liteq import lifecycle
+from liteq import StorageBusy, lifecycle
 from liteq.job import Ending, Job, JobFilter, JobState, Outcome
 from liteq.lifecycle import Policy, Transition
 from liteq.step import Step, StepKind, StepState
@@ -100,6 +101,17 @@ class StepsContract:
         assert not bench.storage.record_step(again.seq, again.claim, step("too late"))
         assert not bench.storage.record_step(999, 1, step("of nobody"))
         assert [one.name for one in bench.storage.steps(job.seq)] == ["by the new one"]
+
+    def test_at_once_a_step_is_recorded_as_it_is_otherwise_or_not_at_all(self, bench: Bench) -> None:
+        job, recorded = bench.running(), []
+        for name in ("a", "b", "a"):
+            with contextlib.suppress(StorageBusy):
+                if bench.storage.record_step_at_once(job.seq, job.claim, step(name)):
+                    recorded.append(name)
+        assert recorded in ([], ["a", "b"])
+        with contextlib.suppress(StorageBusy):
+            assert not bench.storage.record_step_at_once(job.seq, job.claim + 1, step("of nobody"))
+        assert [one.name for one in bench.storage.steps(job.seq)] == recorded
 
     def test_what_is_recorded_stays_as_it_is(self, bench: Bench) -> None:
         job = bench.running()
