@@ -410,6 +410,37 @@ def test_an_interpreter_without_a_c_encoder_writes_the_same(monkeypatch: pytest.
             write(math.nan)
 
 
+def written(write: Callable[[Any], str], value: object) -> str:
+    """What it writes; ``"refused"`` where that is no JSON."""
+    try:
+        return write(value)
+    except ValueError:
+        return "refused"
+
+
+@given(st.none() | st.booleans() | st.integers() | st.floats() | st.text())
+def test_a_single_value_is_written_as_json_writes_it(value: object) -> None:
+    write = serializers.document.SCALARS[type(value)]
+    public = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+    assert written(write, value) == written(serializers.document.to_json, value) == written(public, value)
+
+
+def test_an_integer_of_too_many_digits_is_refused_as_json_refuses_it() -> None:
+    for encode in (serializers.document.SCALARS[int], serializers.document.to_json):
+        assert written(encode, 10**5000) == "refused"
+
+
+@given(
+    st.lists(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text())
+)
+def test_a_call_of_single_values_is_written_as_any_other_call(values: list[object]) -> None:
+    serializer, args = JSONSerializer(), tuple(values)
+    payload = serializer.dumps_call(args, {})
+    assert serializer.loads_call(payload) == (list(args), {}) or serializer.loads_call(payload) == (args, {})
+    if b"$liteq" not in payload:
+        assert json.loads(payload) == [values, {}]
+
+
 # ── Time zones ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
