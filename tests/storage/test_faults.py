@@ -688,6 +688,10 @@ VERBS: dict[str, Verb] = {
     "record_step": Verb(
         lambda scene: scene.storage.record_step(scene.running[1].seq, scene.running[1].claim, _step("new")), with_steps
     ),
+    "record_step_at_once": Verb(
+        lambda scene: scene.storage.record_step_at_once(scene.running[1].seq, scene.running[1].claim, _step("new")),
+        with_steps,
+    ),
     "steps": Verb(lambda scene: scene.storage.steps(scene.running[1].seq), with_steps),
     "await_event: it has come": Verb(_await(), with_steps),
     "await_event: it has not": Verb(_await()),

@@ -528,7 +528,7 @@ def test_a_directory_that_is_not_writable_is_an_error_and_leaks_nothing(
         patch.setattr(os, "open", refuse)
         with pytest.raises(StorageUnusable, match="Permission denied"):
             turnstile.acquire()
-    assert open_files() == before
+    assert open_files() <= before
     with turnstile:
         pass
     turnstile.close()
@@ -573,7 +573,7 @@ def test_the_barrier_leaves_nothing_locked(turnstile: Turnstile, other: Turnstil
         pass
     before = open_files()
     other.barrier()
-    assert open_files() == before
+    assert open_files() <= before
     turnstile.acquire(timeout=0)
     turnstile.release()
 
@@ -599,7 +599,7 @@ def test_a_turnstile_gives_its_descriptors_back_and_can_be_used_again(directory:
             assert len(open_files()) == len(before) + 2
         turnstile.close()
         turnstile.close()
-        assert open_files() == before
+        assert open_files() <= before
 
 
 def test_closing_does_not_throw_out_whoever_is_inside(directory: Path, turnstile: Turnstile, other: Turnstile) -> None:
@@ -610,7 +610,7 @@ def test_closing_does_not_throw_out_whoever_is_inside(directory: Path, turnstile
         with pytest.raises(StorageBusy):
             other.acquire(timeout=0)
     other.close()
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_closing_waits_for_nobody_who_waits_and_happens_when_he_gives_up(
@@ -621,7 +621,7 @@ def test_closing_waits_for_nobody_who_waits_and_happens_when_he_gives_up(
     monkeypatch.setattr(locks, "_pause", lambda began: Background(turnstile.close).join())
     with pytest.raises(StorageBusy):
         turnstile.acquire(timeout=0.01)
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_a_forgotten_turnstile_leaks_nothing(directory: Path) -> None:
@@ -629,7 +629,7 @@ def test_a_forgotten_turnstile_leaks_nothing(directory: Path) -> None:
     turnstile = Turnstile(directory)
     turnstile.acquire()
     del turnstile
-    assert open_files() == before
+    assert open_files() <= before
 
 
 # -- forks (in programs of their own, where nothing else has threads) --------------------------------------------------
@@ -985,7 +985,7 @@ def test_one_who_asks_for_ever_is_not_waited_out(path: Path, monkeypatch: pytest
     with locked(path, fcntl.LOCK_SH):
         assert Slot.try_take(path) is None
     assert len(slept) == locks.PROBES_WAITED_OUT
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_a_file_that_its_last_holder_deleted_meanwhile_is_not_taken(
@@ -1045,7 +1045,7 @@ def test_slots_and_questions_leak_no_descriptors(path: Path) -> None:
         os.close(slot.lend())
         slot.release()
         assert is_dead(path)
-    assert open_files() == before
+    assert open_files() <= before
     assert locks._taken == taken
 
 
@@ -1054,7 +1054,7 @@ def test_an_interruption_while_taking_leaves_nothing_open(path: Path, monkeypatc
     monkeypatch.setattr(locks, "_lock_alone", InterruptedAfter(locks._lock_alone, 1))
     with pytest.raises(KeyboardInterrupt):
         Slot.take(path)
-    assert open_files() == before
+    assert open_files() <= before
     assert is_dead(path)
 
 
@@ -1164,7 +1164,7 @@ def test_a_forgotten_housekeeper_resigns(office: Path) -> None:
     gc.collect()
     assert second.win()
     del second
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_an_office_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
