@@ -26,7 +26,13 @@ from liteq.storage import journal as journals
 from liteq.storage.file import FileStorage
 
 #: Verbs that are about SQLite alone.
-_OF_SQLITE = {"the first use of a file of version 1", "upkeep with pages to give back", "backup", "add on a connection"}
+_OF_SQLITE = {
+    "the first use of a file of version 1",
+    "upkeep with pages to give back",
+    "backup",
+    "add on a connection",
+    "record_step_at_once",
+}
 NAMES = [name for name in VERBS if name not in _OF_SQLITE and "transaction" not in name]
 
 _CALLS = ("open", "pread", "pwrite", "ftruncate", "fsync", "fdatasync")
