@@ -391,7 +391,7 @@ class SqliteStorage(Storage):
 
 def _inserting(job: Job, rnd: int) -> tuple[str, tuple[object, ...]]:
     """The statement that inserts a job, and its values."""
-    if job[8:12] == _NOTHING and not job.id:
+    if _is_plain(job):
         return _PLAIN.one, _plain_row(job, rnd)
     return _WHOLE.one, _row(job, rnd)
 
@@ -399,12 +399,16 @@ def _inserting(job: Job, rnd: int) -> tuple[str, tuple[object, ...]]:
 def _inserting_if_free(job: Job, wanted: Unique, rnd: int) -> tuple[str, tuple[object, ...]]:
     """The statement that inserts a job if its key is not held, and its values."""
     asked = wanted.key, wanted.key, job.task  # the column, and then what `unique.IF_FREE` asks for
-    if job[8:12] == _NOTHING and not job.id:
+    if _is_plain(job):
         return _PLAIN_IF_FREE, (*_plain_row(job, rnd), *asked)
     return _WHOLE_IF_FREE, (*_row(job, rnd), *asked)
 
 
-#: What most jobs have in the columns from `due` to `summary`.
+def _is_plain(job: Job) -> bool:
+    """Whether it has a value in the first columns only: no id of its own, and nothing from `due` to `summary`."""
+    return job[8:12] == _NOTHING and not job.id
+
+
 _NOTHING = (None,) * 4
 
 
@@ -443,7 +447,7 @@ _UNIQUE = Job._fields.index("unique")
 
 def _add_many(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
     rnd = getrandbits(40)  # one for all: they differ in their seq
-    if not any(job.id or job[8:12] != _NOTHING for job in jobs):
+    if all(map(_is_plain, jobs)):
         _PLAIN.insert(connection, [_plain_row(job, rnd) for job in jobs])
     else:
         _WHOLE.insert(connection, [_row(job, rnd) for job in jobs])
