@@ -171,7 +171,7 @@ def execute(job: Job, runtime: Runtime, channel: Channel, deadline: Deadline) ->
                 f"what {job.task} returned is too large to be stored", len(result), runtime.max_payload
             )
         # Not through the constructor, which costs three times as much.
-        ended = (job.seq, job.claim, _SUCCEEDED, started, runtime.clock.now(), result, *_NO_ERROR)
+        ended = (job.seq, job.claim, _SUCCEEDED, started, runtime.clock.now(), result) + _NO_ERROR  # noqa: RUF005 - faster
         outcome: Outcome = tuple.__new__(Outcome, ended)
         return outcome if own is None else own.settle(outcome)
     except BaseException as error:

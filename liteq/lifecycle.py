@@ -268,7 +268,7 @@ def decide(
 def succeed(job: Job, outcome: Outcome) -> Success:
     """The end of a running job that succeeded; no policy has a say in it."""
     # Slices instead of eight fields by name: seq and claim; attempt, base, crashes; started, finished, result.
-    return tuple.__new__(Success, (*outcome[:2], *job[13:16], *outcome[3:6]))
+    return tuple.__new__(Success, outcome[:2] + job[13:16] + outcome[3:6])
 
 
 def _after_failure(job: Job, policy: Policy, outcome: Outcome, now: float, draw: float, cancelled: bool) -> Transition:

@@ -27,7 +27,6 @@ from liteq.serializers.writer import PartsReader, Writer
 
 T = TypeVar("T")
 
-_MARKER_BYTES = MARKER.encode()
 _TEXT = frozenset({str})
 _SCALARS = frozenset(SCALARS)
 _plain_decoder = json.JSONDecoder()
@@ -171,7 +170,7 @@ class JSONSerializer(Serializer):
     def loads(self, data: bytes) -> object:
         try:
             text = data.decode()
-            if _MARKER_BYTES not in data:
+            if MARKER not in text:  # in bytes, looking for it takes six times as long
                 return _read_plain(text)
             if text.startswith(PARTS_START):
                 return json.JSONDecoder(object_hook=PartsReader(self._revive)).decode(text)

@@ -17,8 +17,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the tests' task
 
 #: Seconds; a second is promised, and the machine may be busy.
 SOON = 30.0
-#: Seconds in which one that was wrongly suspected would have been told, twice over.
-LONG_ENOUGH = 0.8
 
 FAMILY = """
 import asyncio, contextlib, pathlib
@@ -91,6 +89,17 @@ def consume(shop: Shop, eventually: Eventually, kind: str, workers: int, *more: 
     return consumer
 
 
+def let_a_real_one_be_told(directory: Path, eventually: Eventually, times: int = 2) -> None:
+    """Return when somebody has been told so often, one after another, in a shop of its own: who is wrongly suspected
+    would have been told meanwhile, too."""
+    directory.mkdir()
+    with shop_in(directory) as shop:
+        shop.module("shop", FAMILY)
+        consume(shop, eventually, "thread", 1)
+        for _ in range(times):
+            assert ends([shop.task("parent")()]) == ["WouldDeadlock"]
+
+
 def ends(results: list[Any]) -> list[str]:
     """How they have ended: with a value, or with the name of an error."""
     found = []
@@ -151,25 +160,27 @@ def test_the_innermost_of_nested_ones_is_told(shop: Shop, eventually: Eventually
     assert "WouldDeadlock" in str(result.error)
 
 
-def test_a_pool_with_room_is_never_accused(shop: Shop, eventually: Eventually) -> None:
+def test_a_pool_with_room_is_never_accused(shop: Shop, eventually: Eventually, tmp_path: Path) -> None:
     consume(shop, eventually, "process", 2)
     gate = shop.gate()
     parent = shop.task("holding_parent")(str(gate))
     eventually(has_entered(gate))  # the child runs, and both workers are taken: one by the parent
     late = shop.task("child")()
-    time.sleep(LONG_ENOUGH)
+    let_a_real_one_be_told(tmp_path / "real", eventually)
     release(gate)
     assert ends([parent, late]) == ["released", "5"]
 
 
-def test_a_worker_that_is_busy_with_something_else_will_be_free(shop: Shop, eventually: Eventually) -> None:
+def test_a_worker_that_is_busy_with_something_else_will_be_free(
+    shop: Shop, eventually: Eventually, tmp_path: Path
+) -> None:
     consume(shop, eventually, "thread", 2)
     gate = shop.gate()
     busy = shop.task("hold")(str(gate))
     eventually(has_entered(gate))
     parent = shop.task("parent")()
     eventually(lambda: parent.state == "running")
-    time.sleep(LONG_ENOUGH)
+    let_a_real_one_be_told(tmp_path / "real", eventually)
     assert parent.state == "running"
     release(gate)
     assert ends([busy, parent]) == ["released", "5"]
@@ -211,13 +222,15 @@ def test_two_pools_that_wait_for_each_other_are_seen_through(shop: Shop, eventua
     assert first.process.poll() is None
 
 
-def test_one_that_goes_on_after_being_told_is_not_taken_for_one_that_waits(shop: Shop, eventually: Eventually) -> None:
+def test_one_that_goes_on_after_being_told_is_not_taken_for_one_that_waits(
+    shop: Shop, eventually: Eventually, tmp_path: Path
+) -> None:
     consume(shop, eventually, "thread", 2)
     gate = shop.gate()
     with shop.app.batch():
         parent, stubborn = shop.task("parent")(), shop.task("stubborn_parent")(str(gate))
     eventually(has_entered(gate))  # it was told, and does something else now
-    time.sleep(LONG_ENOUGH)
+    let_a_real_one_be_told(tmp_path / "real", eventually)
     assert parent.state == "running"
     release(gate)
     assert ends([stubborn, parent]) == ["went on", "5"]

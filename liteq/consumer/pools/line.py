@@ -23,14 +23,15 @@ class Line(Generic[T]):
         self._things: deque[T] = deque()
         self._waiting: list[threading.Lock] = []
 
-    def put(self, thing: T) -> None:
-        """Add one, and wake a thread for it, if any waits."""
-        self._things.append(thing)  # before the look at who waits, as these look again once they can be seen
-        try:
-            waiting = self._waiting.pop()
-        except IndexError:
-            return
-        waiting.release()
+    def put(self, *things: T) -> None:
+        """Add these in their order, and wake a thread for each, as long as any waits."""
+        self._things.extend(things)  # before the look at who waits, as these look again once they can be seen
+        for _ in things:
+            try:
+                waiting = self._waiting.pop()
+            except IndexError:
+                return
+            waiting.release()
 
     def get(self, own: threading.Lock) -> T:
         """The oldest one; waits for it.

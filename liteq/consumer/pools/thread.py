@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from selectors import BaseSelector
 
@@ -52,7 +51,7 @@ class ThreadPool(Pool):
         self.max_tasks = max_tasks
         self.jobs: Line[Job | None] = Line()
         self._wake = wake
-        self.ended: deque[Ended] = deque()
+        self.ended: list[Ended] = []
         self._progress: dict[tuple[int, int], Progress] = {}
         self._slots: list[ThreadSlot] = []
         self._held = 0
@@ -71,13 +70,14 @@ class ThreadPool(Pool):
         return not self.ended and not self._progress
 
     def feed(self, jobs: Iterable[Job]) -> None:
-        for job in jobs:
-            self._held += 1
-            self.jobs.put(job)
+        fed = tuple(jobs)
+        self._held += len(fed)
+        self.jobs.put(*fed)
 
     def collect(self) -> list[Ended]:
         self.dispatcher_sleeps = False
-        ended = [self.ended.popleft() for _ in range(len(self.ended))]
+        ended = self.ended[:]
+        del self.ended[: len(ended)]  # threads append meanwhile
         self._held -= len(ended)
         return ended
 
@@ -115,12 +115,9 @@ class ThreadPool(Pool):
         return None if slot is None else lambda: slot.stack_of(seq)
 
     def cancel(self, seq: int, *, stop: bool) -> None:
+        give_up_at = self.runtime.clock.monotonic() + GRACE if stop else None
         for slot in self._slots:
-            job = slot.job
-            if job is not None and job.seq == seq:
-                slot.cancelled = True
-                if stop:
-                    slot.interrupt(self.runtime.clock.monotonic() + GRACE)
+            slot.cancel(seq, give_up_at)
 
     def supervise(self, now: float) -> float | None:
         dates = [date for slot in tuple(self._slots) if (date := self._supervise_slot(slot, now)) is not None]
@@ -131,18 +128,18 @@ class ThreadPool(Pool):
             self._replace(slot)
             return None
         if slot.give_up_at is not None and slot.give_up_at <= now:
-            self._give_up(slot)
+            self._give_up(slot, now)
             return None
         if slot.deadline is not None and slot.deadline <= now:
-            slot.time_out(now + GRACE)
+            slot.time_out(now)
         return min((date for date in (slot.deadline, slot.give_up_at) if date is not None), default=None)
 
     def _replace(self, slot: ThreadSlot) -> None:
         self._slots[slot.number] = ThreadSlot(self, slot.number)
 
-    def _give_up(self, slot: ThreadSlot) -> None:
+    def _give_up(self, slot: ThreadSlot, now: float) -> None:
         """Settle the job of a thread that nothing stops, without a retry: it may still be running."""
-        outcome = slot.abandon()
+        outcome = slot.abandon(now)
         if outcome is None:
             return  # it came back in this very moment
         job, ended = outcome
@@ -182,7 +179,12 @@ class ThreadPool(Pool):
 
 
 class ThreadSlot:
-    """One worker thread, and the Deadline and Channel of what it runs."""
+    """One worker thread, and the Deadline and Channel of what it runs.
+
+    The dispatcher acts on a slot's job with the lock, and only after it has seen there that it still is the job it
+    means. The thread takes the lock to end a job, and otherwise only where the dispatcher has left a word: each of the
+    two says what it does before it looks at what the other has said.
+    """
 
     passes_on = ()
 
@@ -210,6 +212,7 @@ class ThreadSlot:
     def _work(self) -> None:
         pool, ended = self._pool, self._pool.ended
         record = None if pool.recorder is None else pool.recorder.of(self.number)
+        make = tuple.__new__  # a third of the constructor's time
         left = pool.max_tasks or -1
         own = threading.Lock()
         own.acquire()
@@ -227,7 +230,7 @@ class ThreadSlot:
                     outcome = self._interrupted(job)
                 if not self._finish():
                     return  # given up meanwhile: the job was settled, and another thread has this one's place
-                ended.append(Ended(job, outcome))
+                ended.append(make(Ended, (job, outcome)))
                 if pool.dispatcher_sleeps:
                     pool.nudge()
         finally:
@@ -241,15 +244,13 @@ class ThreadSlot:
 
     def _finish(self) -> bool:
         with self._lock:
-            self.job = None
+            self.job = self._injected = None
             self.deadline = self.give_up_at = None
             return not self._abandoned
 
     # ── Deadline, called in this thread by `execute` ─────────────────────────────────────────────────
 
     def start(self, timeout: float | None, *, raises: bool) -> None:
-        # Without the lock: until the body runs nothing is injected.
-        self._injected = None
         self._cancel_coroutine = None
         self._body_runs = raises
         if self.interrupted:  # between its begin and this: nothing else would tell the body
@@ -263,14 +264,19 @@ class ThreadSlot:
         self._pool.nudge()
 
     def stop(self) -> None:
-        with self._lock:
-            self._body_runs = False
-            self._cancel_coroutine = None
-            if self._injected is not None:  # it may not have arrived yet, and must not arrive later
-                self._shelter.take_back()
+        self._body_runs = False
+        self._cancel_coroutine = None
+        if self._injected is not None:
+            with self._lock:
+                if self._injected is not None:  # it may not have arrived yet, and must not arrive later
+                    self._shelter.take_back()
 
     def on_cancel(self, cancel: Callable[[], object]) -> None:
-        self._cancel_coroutine = cancel
+        with self._lock:
+            if self.interrupted:  # since it was started
+                cancel()
+            else:
+                self._cancel_coroutine = cancel
 
     # ── Channel, called in this thread by the task ───────────────────────────────────────────────────
 
@@ -282,27 +288,52 @@ class ThreadSlot:
 
     # ── called by the dispatcher ─────────────────────────────────────────────────────────────────────
 
-    def time_out(self, give_up_at: float) -> None:
-        """Raise TaskTimeout in the body."""
+    def time_out(self, now: float) -> None:
+        """Raise TaskTimeout in the body, if it still is one whose time is over."""
         with self._lock:
+            if self.deadline is None or self.deadline > now:
+                return
             self.deadline = None
-            if self._body_runs:
-                self.give_up_at = give_up_at
-                self._injected = TaskTimeout
-                self._shelter.throw(TaskTimeout)
+            if self._throw(TaskTimeout):
+                self.give_up_at = now + GRACE
+
+    def cancel(self, seq: int, give_up_at: float | None) -> None:
+        """Tell this job, if it runs here, that it was revoked.
+
+        Args:
+            give_up_at: when to give it up; ``None``: it goes on.
+        """
+        with self._lock:
+            if self.job is not None and self.job.seq == seq:
+                self.cancelled = True
+                if give_up_at is not None:
+                    self._interrupt(give_up_at)
 
     def interrupt(self, give_up_at: float) -> None:
-        """End the body as interrupted."""
+        """End whatever body runs here as interrupted."""
         with self._lock:
-            if self.job is None or self.interrupted:
-                return
-            self.interrupted = True
-            self.deadline, self.give_up_at = None, give_up_at
-            if self._cancel_coroutine is not None:
-                self._cancel_coroutine()
-            elif self._body_runs:
-                self._injected = Interrupted
-                self._shelter.throw(Interrupted)
+            if self.job is not None:
+                self._interrupt(give_up_at)
+
+    def _interrupt(self, give_up_at: float) -> None:
+        if self.interrupted:
+            return
+        self.interrupted = True
+        self.deadline, self.give_up_at = None, give_up_at
+        cancel = self._cancel_coroutine
+        if cancel is not None:
+            cancel()
+        else:
+            self._throw(Interrupted)
+
+    def _throw(self, error: type[BaseException]) -> bool:
+        """Put an exception into the body; False if it is over, or has not begun."""
+        self._injected = error  # before the look: `stop` does the reverse
+        if not self._body_runs:
+            self._injected = None
+            return False
+        self._shelter.throw(error)
+        return True
 
     def stack_of(self, seq: int) -> str | None:
         """What the thread is doing for this job; ``None``: it has ended it. Called on any thread."""
@@ -314,11 +345,11 @@ class ThreadSlot:
             return None
         return f"worker thread {self.number} of process {os.getpid()}:\n{text}"
 
-    def abandon(self) -> tuple[Job, Outcome] | None:
-        """Give the thread up; ``None`` if it has just finished."""
+    def abandon(self, now: float) -> tuple[Job, Outcome] | None:
+        """Give the thread up; ``None`` if it has just finished, and may run something else by now."""
         with self._lock:
             job = self.job
-            if job is None:
+            if job is None or self.give_up_at is None or self.give_up_at > now:
                 return None
             self._abandoned = True
             outcome = self._interrupted(job)
