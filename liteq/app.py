@@ -174,9 +174,8 @@ class LiteQ:
             engine.runtime = replace(  # the same tasks and hooks
                 self._stored.runtime, storage=engine.storage, transact=engine.transact
             )
-            engine.signals = self._stored.signals
             engine.declared = self._stored.declared
-            engine.announce = engine.signals.send
+            engine.news.share(self._stored.news)
             engine.immediate = True
             self._in_memory = engine
 

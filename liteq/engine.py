@@ -19,23 +19,22 @@ from liteq.clock import Clock
 from liteq.definition import Declarations, Definition, Options, check_name, policy_without_task
 from liteq.errors import (
     ConfigurationError,
-    DependencyFailed,
     DuplicateJob,
     JobFinished,
     JobNotFound,
     PayloadTooLarge,
     SerializationError,
     StorageBusy,
-    StorageError,
-    TaskFailed,
 )
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
 from liteq.gates import gate_of, is_rate
 from liteq.job import FINISHED, Death, Ending, Job, JobFilter, JobState, Outcome, Progress
-from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Success, Transition
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, UNKNOWN_TASK, Policy, Revocation, Transition
 from liteq.locks import Locks
+from liteq.news import News
 from liteq.plan import Plan, is_waiting, merged
 from liteq.serializers import Serializer
+from liteq.signals import Signals
 from liteq.storage.base import CALLER, ClaimRequest, Outdated, Storage
 from liteq.waiting import Waiters
 
@@ -53,21 +52,6 @@ AT_ONCE = 500
 WINDOW, DELETED_AT_ONCE = 1000, 200
 #: Jobs looked at in one question, where few of them may be meant.
 LOOKED_AT_ONCE = 5_000
-
-_SIGNAL_OF_TARGET = {
-    JobState.SUCCEEDED: S.COMPLETE,
-    JobState.FAILED: S.ERROR,
-    JobState.REVOKED: S.REVOKED,
-    JobState.EXPIRED: S.EXPIRED,
-    JobState.BLOCKED: S.BLOCKED,
-}
-_SIGNAL_OF_ENDING = {
-    Ending.SNOOZED: S.SNOOZED,
-    Ending.SUSPENDED: S.SNOOZED,
-    Ending.INTERRUPTED: S.INTERRUPTED,
-    Ending.CANCELLED: S.CANCELED,
-}
-
 
 #: The place of this field in an Outcome.
 _SETTLED = Outcome._fields.index("settled")
@@ -126,13 +110,17 @@ class Engine:
         self.result_ttl: float | None = None
         self.failed_ttl: float | None = None
         self.runtime = Runtime({}, serializer, storage, clock, timezone, _report_hook, self.transact)
-        self.signals = S.Signals(_report_receiver)
-        self.announce: Callable[[str, Job, TaskFailed | None], None] = self.signals.send
+        self.news = News(storage, self.retries)
         self.declared = Declarations()
         self._batch: ContextVar[Batch | None] = ContextVar("liteq_batch", default=None)
         self._own: ContextVar[OwnTransaction | None] = ContextVar("liteq_own", default=None)
 
     # ── the registry ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def signals(self) -> Signals:
+        """Who listens to what happens to its jobs."""
+        return self.news.signals
 
     @property
     def tasks(self) -> dict[str, Definition]:
@@ -191,16 +179,11 @@ class Engine:
         if own is not None and own.is_open:
             return own.add(submitted, plan)
         stored = self.storage.add(submitted) if plan is None else self.storage.add(submitted, plan=plan)
-        if self.signals.heard(S.ENQUEUED, S.SCHEDULED):
-            for position, job in enumerate(stored):
-                if position not in stored.known:
-                    self._announce_enqueued(job)
+        if self.news.signals.heard(S.ENQUEUED, S.SCHEDULED):
+            self.news.enqueued(job for position, job in enumerate(stored) if position not in stored.known)
         if stored.ended:
-            self._announce_dependents(stored.ended)
+            self.news.not_run(stored.ended)
         return stored
-
-    def _announce_enqueued(self, job: Job) -> None:
-        self.announce(S.SCHEDULED if job.state is JobState.SCHEDULED else S.ENQUEUED, job, None)
 
     def transact(self, job: Job) -> OwnTransaction:
         """Open a running job's own transaction; what is enqueued in this context from here on is stored in it.
@@ -210,9 +193,8 @@ class Engine:
         """
         from liteq.transactions import OwnTransaction
 
-        heard = self.signals.heard(S.ENQUEUED, S.SCHEDULED)
-        tell = self._announce_enqueued if heard else None
-        own = OwnTransaction(self.storage, job, tell, self._announce_dependents)
+        tell = self.news.enqueued if self.signals.heard(S.ENQUEUED, S.SCHEDULED) else None
+        own = OwnTransaction(self.storage, job, tell, self.news.not_run)
         self._own.set(own)
         return own
 
@@ -287,13 +269,16 @@ class Engine:
         if turn.unchanged:
             return Round([], [], None, {}, {}, None, turn.seen, True)
         # It is committed: from here on nothing may fail, or the claimed jobs would be lost on the way.
-        self._announce_succeeded(succeeded, successes, turn.lost)
+        self.news.succeeded(succeeded, successes, turn.lost)
         if len(succeeded) + len(others) < len(ended):
-            self._announce_settled([one for one in ended if one[1][2] == _SUCCEEDED and one[1][_SETTLED]])
-        for one, transition, applied in zip(others, transitions, turn.applied, strict=False):
-            self._announce_ended(one, transition, applied)
-        again = self._announce_refused(refused, turn.applied[decided:])
-        self._announce_dependents(turn.ended)
+            self.news.settled([one for one in ended if one[1][2] == _SUCCEEDED and one[1][_SETTLED]])
+        for (job, outcome), transition, applied in zip(others, transitions, turn.applied, strict=False):
+            if applied:
+                self.news.ended(job, outcome, transition)
+            else:
+                self.news.lost(job, outcome)
+        again = self._refused(refused, turn.applied[decided:])
+        self.news.not_run(turn.ended)
         jobs, held_back = self._admitted(turn.jobs, turn.marks, now)
         cancels = _cancelled(turn.marks)
         return Round(again + jobs, held_back, turn.next_due, cancels, turn.marks, turn.next_token, turn.seen)
@@ -333,112 +318,20 @@ class Engine:
                 del left[transition.consume[0]]  # "once": it is used up by this one
         return admitted, refused
 
-    # ── announcing ───────────────────────────────────────────────────────────────────────────────────
-
-    def announce_started(self, jobs: Sequence[Job]) -> None:
-        """Log and signal that these jobs were handed to workers."""
-        from liteq import logs
-
-        if logs.wanted(logs.INFO):
-            for job in jobs:
-                logs.started(job, self.retries(job))
-        if self.signals.heard(S.EXECUTING):
-            for job in jobs:
-                self.announce(S.EXECUTING, job, None)
-
-    def _announce_succeeded(self, ended: Sequence[Ended], successes: Sequence[Success], lost: Container[int]) -> None:
-        from liteq import logs
-
-        if lost or logs.wanted(logs.INFO) or self.signals.heard(S.COMPLETE):
-            for one, success in zip(ended, successes, strict=True):
-                self._announce_ended(one, success.transition(), success.seq not in lost)
-
-    def _announce_settled(self, ended: Sequence[Ended]) -> None:
-        """These have stored their success themselves."""
-        self._announce_succeeded(ended, [lifecycle.succeed(job, outcome) for job, outcome in ended], ())
-
-    def _announce_lost(self, ended: Ended) -> None:
-        """An outcome does not hold: somebody else has the job, or it had stored its success before its worker died."""
-        from liteq import logs
-
-        job, outcome = ended
-        stored = None if outcome.ending == Ending.SUCCEEDED else self._look(job)
-        if stored is None or stored.state is not JobState.SUCCEEDED or stored.claim != job.claim:
-            logs.lost_claim(job, outcome)
-            return
-        started, finished = stored.started or outcome.started, stored.finished or outcome.finished
-        success = Outcome(job.seq, job.claim, Ending.SUCCEEDED, started, finished, stored.result)
-        self._announce_settled([Ended(job, success)])
-
-    def _look(self, job: Job) -> Job | None:
-        try:
-            return self.storage.get(job.id)
-        except StorageError:  # the round is committed: its other outcomes have to be announced all the same
-            return None
-
-    def _announce_ended(self, ended: Ended, transition: Transition, applied: bool) -> None:
-        from liteq import logs
-
-        job, outcome = ended
-        if not applied:
-            self._announce_lost(ended)
-            return
-        if transition.target is JobState.SUCCEEDED:
-            if logs.wanted(logs.INFO):
-                logs.settled(job, self.retries(job), outcome, transition)
-            if self.signals.heard(S.COMPLETE):
-                self.announce(S.COMPLETE, after(job, transition), None)
-            return
-        logs.settled(job, self.retries(job), outcome, transition)
-        if self.signals:
-            self._signal_ended(after(job, transition), outcome, transition)
-
-    def _signal_ended(self, job: Job, outcome: Outcome, transition: Transition) -> None:
-        error = (
-            TaskFailed(job.id, outcome.error_type, outcome.message, outcome.traceback) if outcome.error_type else None
-        )
-        if outcome.ending == Ending.CRASHED:
-            self.announce(S.CRASHED, job, error)
-        name = _SIGNAL_OF_ENDING.get(outcome.ending) or _SIGNAL_OF_TARGET.get(transition.target) or S.RETRYING
-        if transition.target is JobState.REVOKED and outcome.ending != Ending.CANCELLED:
-            name = S.REVOKED  # while it ran; that it was interrupted or snoozed is then beside the point
-        self.announce(name, job, error)
-
     def _by_present_name(self, job: Job) -> Job:
         """The job under its task's name of today: what is revoked is revoked under that."""
         definition = self.tasks.get(job.task)
         return job if definition is None or definition.name == job.task else job._replace(task=definition.name)
 
-    def _announce_refused(self, refused: Sequence[Refused], applied: Sequence[bool]) -> list[Job]:
+    def _refused(self, refused: Sequence[Refused], applied: Sequence[bool]) -> list[Job]:
         """Announce the ends of refused jobs; returns those that may start after all."""
         again: list[Job] = []
         for (job, transition), done in zip(refused, applied, strict=False):
             if done:
-                self._announce_unstarted(job, transition)
+                self.news.unstarted(job, transition)
             elif transition.consume is not None:  # another job used up the revocation first
                 again.append(job)
         return again
-
-    def _announce_unstarted(self, job: Job, transition: Transition) -> None:
-        from liteq import logs
-
-        logs.unstarted(job, transition)
-        name = _SIGNAL_OF_TARGET[transition.target]
-        if self.signals.heard(name):
-            self.announce(name, after(job, transition), None)
-
-    def _announce_dependents(self, ended: Sequence[tuple[Job, Transition]]) -> None:
-        """Log and signal the ends of jobs that waited for one that ended without success."""
-        from liteq import logs
-
-        for job, transition in ended:
-            logs.not_run(job, transition)
-            name = _SIGNAL_OF_TARGET[transition.target]
-            if self.signals.heard(name):
-                stored = self.storage.get(job.id) or job
-                record = transition.record
-                error = None if record is None else DependencyFailed(job.id, record.error_type, record.message)
-                self.announce(name, after(stored, transition), error)
 
     # ── recovery and tidying: what consumers do for each other ───────────────────────────────────────
 
@@ -464,8 +357,8 @@ class Engine:
             for one, transition, answer in zip(ended, transitions, applied, strict=True):
                 if answer:
                     recovered += 1
-                    self._announce_ended(one, transition, True)
-            self._announce_dependents(applied.ended)
+                    self.news.ended(*one, transition)
+            self.news.not_run(applied.ended)
             if not any(applied):  # somebody else recovers the same ones
                 break
         return recovered
@@ -494,8 +387,8 @@ class Engine:
         answers = self.storage.apply([transition for _, transition in pairs], now)
         for (job, transition), applied in zip(pairs, answers, strict=True):
             if applied:
-                self._announce_unstarted(job, transition)
-        self._announce_dependents(answers.ended)
+                self.news.unstarted(job, transition)
+        self.news.not_run(answers.ended)
         return sum(answers)
 
     def drop_stale_marks(self) -> None:
@@ -547,8 +440,8 @@ class Engine:
                 return False
             answers = self.storage.apply([transition], now)
             if answers[0]:
-                self._announce_changed(job, transition)
-                self._announce_dependents(answers.ended)
+                self.news.changed(job, transition)
+                self.news.not_run(answers.ended)
                 if self.immediate:
                     self.run_ready()
                 return True
@@ -620,8 +513,8 @@ class Engine:
         answers = self.storage.apply([transition for _, transition in pairs], now)
         for (job, transition), applied in zip(pairs, answers, strict=True):
             if applied:
-                self._announce_changed(job, transition)
-        self._announce_dependents(answers.ended)
+                self.news.changed(job, transition)
+        self.news.not_run(answers.ended)
         return answers
 
     def revoke_these(self, seqs: Sequence[int], *, terminate: bool = False) -> int:
@@ -633,10 +526,6 @@ class Engine:
         if self.immediate:
             self.run_ready()
         return revoked
-
-    def _announce_changed(self, job: Job, transition: Transition) -> None:
-        if transition.target is JobState.REVOKED and self.signals.heard(S.REVOKED):
-            self.announce(S.REVOKED, after(job, transition), None)
 
     def revoke(self, job_id: str, *, terminate: bool = False) -> bool:
         """Revoke a job: one that waits ends at once; one that runs is told, and is not run again.
@@ -760,7 +649,7 @@ class Engine:
     def _run_one(self) -> bool:
         claimed = self.round([], ClaimRequest(owner=CALLER, wanted=1))
         for job in claimed.jobs:
-            self.announce_started([job])
+            self.news.started([job])
             outcome = self._execute_here(job)
             told = [job.seq] if self.is_told(job) else []
             self.round([Ended(job, outcome)], None, cancelled=told)
@@ -780,23 +669,6 @@ class _DirectChannel:
 
     def is_cancelled(self, job: Job) -> bool:
         return self._engine.is_told(job)
-
-
-def after(job: Job, transition: Transition) -> Job:
-    """The job as it stands after its transition, with the attempt that has just ended as its history."""
-    return job._replace(
-        state=transition.target,
-        due=transition.due if transition.due is not None else job.due,
-        attempt=transition.attempt,
-        base=transition.base,
-        crashes=transition.crashes,
-        owner=None,
-        started=transition.started,
-        finished=transition.finished,
-        result=transition.result,
-        reason=transition.reason,
-        attempts=() if transition.record is None else (transition.record,),
-    )
 
 
 def _merged(calls: Sequence[Call]) -> Plan | None:
@@ -855,9 +727,3 @@ def _report_hook(what: str, job: Job, error: BaseException) -> None:
     from liteq import logs
 
     logs.hook_failed(what, job, error)
-
-
-def _report_receiver(name: str, signal: str, job: Job, error: BaseException) -> None:
-    from liteq import logs
-
-    logs.receiver_failed(name, signal, job, error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from liteq import lifecycle, schedule
-from liteq import signals as S
 from liteq.engine import Engine
 from liteq.job import FINISHED, Job, JobFilter, JobState, followed
 from liteq.schedule import AFTER_JOB, MOST_FOLLOWERS, Busy, Schedule
@@ -32,10 +31,8 @@ def busy(engine: Engine, standing: Schedule) -> Busy:
 def fire(engine: Engine, fires: Sequence[Fire]) -> list[list[Job] | None]:
     """Store slots with their jobs, and announce the jobs; see `Storage.fire`."""
     answers = engine.storage.fire(fires)
-    if engine.signals.heard(S.ENQUEUED):
-        for jobs in answers:
-            for job in jobs or ():
-                engine.announce(S.ENQUEUED, job, None)
+    for jobs in answers:
+        engine.news.enqueued(jobs or ())
     return answers
 
 

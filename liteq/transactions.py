@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from liteq import lifecycle
@@ -21,7 +21,7 @@ class OwnTransaction:
     Args:
         storage: where the job is.
         job: running.
-        announce: called with each new job that it has enqueued, once that is committed; ``None``: nobody wants to know.
+        announce: called with the new jobs that it has enqueued, once that is committed; ``None``: nobody wants to know.
         announce_ended: called then with those that ended at once, because what they were to wait for had failed.
 
     Raises:
@@ -32,7 +32,7 @@ class OwnTransaction:
         self,
         storage: Storage,
         job: Job,
-        announce: Callable[[Job], None] | None,
+        announce: Callable[[Iterable[Job]], None] | None,
         announce_ended: Callable[[Sequence[tuple[Job, Transition]]], None],
     ) -> None:
         self._storage = storage
@@ -82,9 +82,8 @@ class OwnTransaction:
         if not self._transaction.settle(lifecycle.succeed(self.job, outcome), now):
             return outcome  # the consumer finds out in the same way, and says so
         # It is committed. The job may have rolled some of it back before.
-        for job in self._enqueued:
-            if self._announce is not None and self._storage.get(job.id) is not None:
-                self._announce(job)
+        if self._announce is not None:
+            self._announce([job for job in self._enqueued if self._storage.get(job.id) is not None])
         self._announce_ended([(job, how) for job, how in self._ended if self._storage.get(job.id) is not None])
         return outcome._replace(settled=True)
 

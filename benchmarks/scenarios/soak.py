@@ -30,6 +30,8 @@ NUMBER = 10_000_000
 #: Seconds after which it ends with what it has.
 LONGEST = 3600.0
 LOOK_EVERY = 5.0
+#: It goes on until there are so many looks, however fast the jobs go: growth compares quarters of them.
+FEWEST_LOOKS = 4
 #: The producer waits while more than this is ready.
 BACKLOG = 20_000
 BATCH = 1000
@@ -99,7 +101,7 @@ def _soak(psutil: Any, path: Path, number: int, every: float, bench: Bench) -> l
     ):
         began = time.monotonic()
         done = 0
-        while done < number and time.monotonic() - began < LONGEST:
+        while (done < number or len(looks) < FEWEST_LOOKS) and time.monotonic() - began < LONGEST:
             done += _enqueue(app_module, done)
             counts = app_module.app.storage.counts()
             while counts[JobState.READY] > BACKLOG:

@@ -86,7 +86,7 @@ class Consumer:
         except BaseException:
             engine.storage.unregister(self._owner)
             raise
-        engine.announce = self._announcer.announce
+        engine.news.announce = self._announcer.announce
         self._dispatcher = Dispatcher(
             engine,
             pool,
@@ -197,7 +197,7 @@ class Consumer:
             self._dispatcher.wrote.set()
         if self._keep_up.is_alive():
             self._keep_up.join()
-        self.engine.announce = self.engine.signals.send
+        self.engine.news.announce = self.engine.signals.send
         self._announcer.stop(self.options.shutdown_timeout)
         try:
             if self._owner is not None:

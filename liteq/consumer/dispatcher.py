@@ -292,7 +292,7 @@ class Dispatcher:
             self._in_vain = 0
             self._last_end = max(self._last_end, now) if self._pool.held else now
             self._serving.feed(done.jobs)
-            self._engine.announce_started(done.jobs)
+            self._engine.news.started(done.jobs)
         self._wrote.set()
 
     def _tell(self, cancelled: Mapping[int, bool]) -> None:

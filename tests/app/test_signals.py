@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 import pytest
 from workbench import Silent, claim, run, work
 
-from liteq import Cancel, Fail, Job, LiteQ, Retry, S, Snooze, Task, TaskFailed, lifecycle, logs
+from liteq import Cancel, Fail, Job, LiteQ, Retry, S, Snooze, StorageError, Task, TaskFailed, lifecycle, logs
 from liteq.clock import ManualClock
 from liteq.context import current_job
 from liteq.engine import Ended
 from liteq.execution import Interrupted, NoDeadline, execute
+from liteq.storage.base import ClaimRequest
 
 Event = tuple[str, str, str | None]
 
@@ -54,9 +55,30 @@ def test_a_success(app: LiteQ, heard: list[Event]) -> None:
 def work_with_announcements(app: LiteQ) -> None:
     """As `work`, and say what was started, as a dispatcher does."""
     while jobs := claim(app):
-        app.engine.announce_started(jobs)
+        app.engine.news.started(jobs)
         for job in jobs:
             run(app, job)
+
+
+def test_what_is_told_of_a_dependent_costs_nobody_a_claimed_job(
+    app: LiteQ, heard: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a round is committed the storage may fail as it likes."""
+    first = raising(app, ValueError)()
+    app.task(name="second")(lambda: 2).using(after=[first])()
+    [job] = claim(app)
+    app.task(name="third")(lambda: 3)()
+    outcome = execute(job, app.engine.runtime, Silent(), NoDeadline())
+    owner = app.storage.register({})
+    heard.clear()
+
+    def failing(job_id: str) -> NoReturn:
+        raise StorageError("the disk is gone")
+
+    monkeypatch.setattr(app.storage, "get", failing)
+    done = app.engine.round([Ended(job, outcome)], ClaimRequest(owner, 10))
+    assert [one.task for one in done.jobs] == ["third"]
+    assert heard == [("error", "failed", "ValueError"), ("error", "failed", "DependencyFailed")]
 
 
 def test_a_delayed_job(app: LiteQ, heard: list[Event]) -> None:

@@ -43,6 +43,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "keys",
             "execution",
             "engine",
+            "news",
             "result",
             "task",
             "workflow",
