@@ -37,7 +37,7 @@ from typing import Literal, NamedTuple
 from liteq.errors import DependencyFailed
 from liteq.gates import gate_of
 from liteq.job import FINISHED, WAITING, Attempt, Death, Ending, Job, JobState, Outcome
-from liteq.plan import Rule
+from liteq.plan import Rule, is_waiting
 from liteq.retry import RetryDelay
 from liteq.unique import Unique
 from liteq.unique import reason as follows
@@ -191,17 +191,17 @@ def change(holder: Job, job: Job, unique: Unique) -> Job:
 
 def begins_anew(unique: Unique) -> bool:
     """Whether a job that is changed by a new one of its key is another call from then on, which has done nothing yet:
-    what steps the old one has recorded, and what was sent to it, are forgotten."""
+    what steps the old one has recorded, what was sent to it, and what it waited for, are forgotten."""
     return unique.on_duplicate == "replace"
 
 
 def stays_blocked(holder: Job, unique: Unique) -> bool:
     """Whether a job that is changed waits for something that the change does not end: not for a gate, where it stands
-    in line again, and not for an event that another call has been waiting for."""
+    in line again, and not for an event, or for other jobs, that another call has been waiting for."""
     reason = holder.reason or ""
     if holder.state is not JobState.BLOCKED or gate_of(reason) is not None:
         return False
-    return not (begins_anew(unique) and reason.startswith(EVENT))
+    return not (begins_anew(unique) and (reason.startswith(EVENT) or is_waiting(reason)))
 
 
 def admit(job: Job, now: float, marks: Mapping[str, str]) -> Transition | None:

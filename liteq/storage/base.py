@@ -34,12 +34,21 @@ class Added(list[Job]):
     """What `Storage.add` answers with: for each job in order the stored one, or the one that had its id already.
 
     ``known`` are the positions of those that existed before; the same id twice in one call is one job, and its second
-    mention a known one. ``ended`` is that of a `Turn`: who could not even begin, because a job that he was to wait for
-    had ended badly.
+    mention a known one. ``replaced`` are those of them that are the new call from now on; see `lifecycle.begins_anew`.
+    ``ended`` is that of a `Turn`: who could not even begin, because a job that he was to wait for had ended badly.
     """
 
     known: Set[int] = frozenset()
+    replaced: Set[int] = frozenset()
     ended: Sequence[tuple[Job, Transition]] = ()
+
+    @property
+    def own(self) -> Set[int]:
+        """The positions at which a job is the one that was given there: new, or replaced, and not once more after."""
+        new = set(range(len(self))) - self.known
+        if not self.replaced:
+            return new
+        return set({self[position].seq: position for position in sorted(new | self.replaced)}.values())
 
 
 class Applied(list[bool]):

@@ -24,7 +24,7 @@ from weakref import WeakSet
 from liteq import lifecycle
 from liteq.errors import StorageError
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
-from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Success, Transition
+from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Meeting, Success, Transition
 from liteq.plan import Plan
 from liteq.schedule import Schedule
 from liteq.step import Step
@@ -111,6 +111,8 @@ class MemoryStorage(Storage):
         refuse_connection(connection, self.location)
         with self._lock:
             added, draft = self._planned(jobs)
+            if plan is not None and added.replaced:
+                self._plans.refuse_circles(added, plan)
             for row in draft.rows.values():
                 self._put(row)
                 if row.seq >= self._next_seq:
@@ -121,6 +123,7 @@ class MemoryStorage(Storage):
                 self._gates.left([seq], now)
             for seq in draft.anew:
                 self._steps.remove(seq)
+            self._plans.forget(draft.anew)
             self._unique.hold(draft)
             if plan is not None and jobs:
                 self._note_plan(added, plan, jobs[0].created)
@@ -129,18 +132,19 @@ class MemoryStorage(Storage):
         return added
 
     def _note_plan(self, added: Added, plan: Plan, now: float) -> None:
-        blocked, followed = self._plans.add([row.seq for row in added], added.known, plan, now)
+        blocked, followed = self._plans.add(added, plan, now)
         followed = self._go_on(followed, now)
         added.ended = followed.ended
         for position, row in enumerate(added):
-            if position not in added.known and row.seq in blocked | followed.moved:
-                added[position] = self._rows[row.seq]._replace(payload=row.payload)
+            new = position not in added.known or position in added.replaced
+            if new and row.seq in blocked | followed.moved:
+                added[position] = self._rows[row.seq]._replace(payload=row.payload, attempts=row.attempts)
 
     def _planned(self, jobs: Sequence[Job]) -> tuple[Added, Draft]:
         """What `add` is going to answer, and what it is going to change; changes nothing."""
         draft = Draft()
         seqs: dict[str, int] = {}
-        rows, known, seq = [], set(), self._next_seq
+        rows, known, replaced, seq = [], set(), set(), self._next_seq
         for position, job in enumerate(jobs):
             row = draft.rows[seqs[job.id]] if job.id in seqs else self._with_history(self._existing(job.id), draft)
             is_known = row is not None
@@ -149,7 +153,10 @@ class MemoryStorage(Storage):
                 if job.unique is None:
                     draft.rows[seq] = row
                 else:
-                    row, is_known = self._unique.plan(row, job.unique, draft)
+                    row, meeting = self._unique.plan(row, job.unique, draft)
+                    is_known = meeting in (Meeting.KNOWN, Meeting.CHANGED)
+                    if meeting is Meeting.CHANGED and lifecycle.begins_anew(job.unique):
+                        replaced.add(position)
                     row = self._with_history(row, draft) or row
             if is_known:
                 known.add(position)
@@ -158,7 +165,7 @@ class MemoryStorage(Storage):
                 seq += 1
             rows.append(row)
         added = Added(rows)
-        added.known = known
+        added.known, added.replaced = known, replaced
         return added, draft
 
     def _with_history(self, row: Job | None, draft: Draft) -> Job | None:

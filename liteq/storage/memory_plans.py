@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import RLock
 from typing import NamedTuple
@@ -11,7 +11,8 @@ from liteq import lifecycle, plan
 from liteq.job import FINISHED, WAITING, Attempt, Job, JobState
 from liteq.lifecycle import Transition
 from liteq.plan import LONGEST_TRACEBACK, Input, Inputs, Link, Plan, Rule, Terms
-from liteq.storage.plans import NOTHING, Changes, Ledger, Plans, Resolved, look_at_new, resolve
+from liteq.storage.base import Added
+from liteq.storage.plans import NOTHING, Changes, Ledger, Plans, Resolved, look_at_new, resolve, waits_for_itself
 
 
 class Wait(NamedTuple):
@@ -66,23 +67,36 @@ class MemoryPlans(Plans, Ledger):
 
     # ── called by the storage, under its lock ────────────────────────────────────────────────────────
 
-    def add(self, seqs: Sequence[int], known: Collection[int], given: Plan, now: float) -> tuple[set[int], Resolved]:
-        """Note what the jobs that were just stored wait for, and block them.
+    def refuse_circles(self, added: Added, given: Plan) -> None:
+        """Nothing is stored yet.
 
-        Args:
-            seqs: of the jobs, by position.
-            known: the positions of those that existed before: they wait for nothing new.
+        Raises:
+            ConfigurationError: one that is to be replaced would wait for itself, perhaps by way of others.
+        """
+        own = added.own
+        edges = _edges(added, given, own)
+        for job in [added[position] for position in added.replaced & own]:
+            seen: set[int] = set()
+            waiting = [edge.prior for edge in edges[job.seq]]
+            while waiting:
+                seq = waiting.pop()
+                if seq == job.seq:
+                    raise waits_for_itself(job)
+                if seq not in seen:
+                    seen.add(seq)
+                    standing = self._of[seq].edges if seq in self._of else ()
+                    waiting += [edge.prior for edge in edges.get(seq, standing)]
+
+    def add(self, added: Added, given: Plan, now: float) -> tuple[set[int], Resolved]:
+        """Note what the jobs that were just stored wait for, and block them.
 
         Returns:
             Which were blocked, and what followed.
         """
-        fresh = {seqs[position]: terms for position, terms in given.terms.items() if position not in known}
+        own = added.own
+        fresh = {added[position].seq: terms for position, terms in given.terms.items() if position in own}
+        edges = _edges(added, given, own)
         self._index()
-        edges: dict[int, list[Wait]] = {seq: [] for seq in fresh}
-        for edge in given.edges:
-            if edge.job not in known:
-                prior = seqs[~edge.prior] if edge.prior < 0 else edge.prior
-                edges[seqs[edge.job]].append(Wait(prior, edge.rule, edge.passes))
         for seq, terms in fresh.items():
             missing = sum(not self._has_finished(edge.prior) for edge in edges[seq])
             self._of[seq] = Dependent(terms, tuple(edges[seq]), missing)
@@ -279,3 +293,13 @@ class MemoryPlans(Plans, Ledger):
     def _link(self, seq: int, rule: Rule) -> Link:
         row = self._house.rows.get(seq)
         return Link(seq, "", "", None, rule) if row is None else Link(seq, row.id, row.task, str(row.state), rule)
+
+
+def _edges(added: Added, given: Plan, own: Collection[int]) -> dict[int, list[Wait]]:
+    """What each job that was given, or is replaced, waits for from now on, by ``seq``."""
+    edges: dict[int, list[Wait]] = {added[position].seq: [] for position in own}
+    for edge in given.edges:
+        if edge.job in own:
+            prior = added[~edge.prior].seq if edge.prior < 0 else edge.prior
+            edges[added[edge.job].seq].append(Wait(prior, edge.rule, edge.passes))
+    return edges

@@ -56,11 +56,12 @@ class MemoryUnique:
 
     # ── adding ───────────────────────────────────────────────────────────────────────────────────────
 
-    def plan(self, row: Job, unique: Unique, draft: Draft) -> tuple[Job, bool]:
+    def plan(self, row: Job, unique: Unique, draft: Draft) -> tuple[Job, Meeting]:
         """What becomes of a new row of this key, on top of what is planned already; changes nothing but the draft.
 
         Returns:
-            The row, or the one that holds the key, and whether that existed before.
+            The row, or the one that holds the key, and what became of the row: it is ``KNOWN``, or has ``CHANGED`` the
+            holder, or is stored.
 
         Raises:
             DuplicateJob: the key is held, and the job says that this is an error.
@@ -68,20 +69,20 @@ class MemoryUnique:
         holder = self._holder(row, unique, draft)
         meeting = Meeting.STANDS if holder is None else self._meet(row, unique, holder)
         if holder is not None and meeting is Meeting.KNOWN:
-            return holder, True
+            return holder, meeting
         if holder is not None and meeting is Meeting.CHANGED:
             draft.rows[holder.seq] = lifecycle.change(holder, row, unique)
             draft.changed[holder.seq] = row.created
             if lifecycle.begins_anew(unique):
                 draft.anew.add(holder.seq)
-            return draft.rows[holder.seq], True
+            return draft.rows[holder.seq], meeting
         after = None
         if holder is not None and meeting is Meeting.FOLLOWS:
             row, after = lifecycle.follow(row, holder.id), holder.seq
         draft.rows[row.seq] = row
         draft.keys[row.seq] = row.task, unique.key
         draft.held[row.task, unique.key] = Held(row.seq, after)
-        return row, False
+        return row, meeting
 
     def _holder(self, row: Job, unique: Unique, draft: Draft) -> Job | None:
         """The unfinished job to reckon with: the last to take the key, or, if that will never run, whom it follows."""

@@ -17,11 +17,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from liteq import gates, lifecycle
+from liteq.errors import ConfigurationError
 from liteq.job import FINISHED, Job, JobState
 from liteq.lifecycle import Transition
 from liteq.plan import Link, Rule, is_waiting
 
 _RISEN = frozenset({JobState.READY, JobState.SCHEDULED})
+
+
+def waits_for_itself(job: Job) -> ConfigurationError:
+    """The refusal of a call that would replace what its own prerequisites wait for."""
+    return ConfigurationError(
+        f"nothing was enqueued: this call of {job.task} replaces job {job.id}, which has its unique key, and is to "
+        "wait for jobs that wait for that one: it would wait for itself"
+    )
 
 
 class Plans(ABC):

@@ -461,6 +461,7 @@ def _add_many(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
 def _add_each(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
     stored: list[Job] = []
     known: set[int] = set()
+    replaced: set[int] = set()
     for position, job in enumerate(jobs):
         existing = questions.get(connection, job.id) if job.id else None
         if existing is not None:
@@ -471,26 +472,28 @@ def _add_each(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Added:
         if job.unique is None:
             stored.append(_stored(job, connection.execute(*_inserting(job, rnd)).lastrowid or 0, rnd))
             continue
-        answer, is_known = _add_unique(connection, job, job.unique, rnd)
+        answer, held = _add_unique(connection, job, job.unique, rnd)
         stored.append(answer)
-        if is_known:
+        if held is not None:
             known.add(position)
+            if held.is_replaced:
+                replaced.add(position)
     added = Added(stored)
-    added.known = known
+    added.known, added.replaced = known, replaced
     return added
 
 
-def _add_unique(connection: sqlite3.Connection, job: Job, wanted: Unique, rnd: int) -> tuple[Job, bool]:
-    """The stored job, or the one that holds its key; and whether that existed before."""
+def _add_unique(connection: sqlite3.Connection, job: Job, wanted: Unique, rnd: int) -> tuple[Job, unique.Held | None]:
+    """The stored job, or the one that holds its key, and that it does."""
     inserted = connection.execute(*_inserting_if_free(job, wanted, rnd))
     if inserted.rowcount == 1:
-        return _stored_keyed(job, inserted.lastrowid or 0, rnd), False
+        return _stored_keyed(job, inserted.lastrowid or 0, rnd), None
     held = unique.Held(connection, job, wanted)
     if held.is_answer:
-        return held.answer(), True
+        return held.answer(), held
     return held.place(
         _stored_keyed(job, connection.execute(_KEYED.one, (*_row(job, rnd), wanted.key)).lastrowid or 0, rnd)
-    ), False
+    ), None
 
 
 def _add_new(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
@@ -597,9 +600,9 @@ def _ended(
 class _Head(NamedTuple):
     """What a turn has to know before it begins, by one statement: 10 µs instead of the 24 of seven.
 
-    The schema's version; whether who claims is registered; the newest dependent (see `plans.newest`); when the earliest
-    scheduled job becomes due, and the next token comes; whether any job is waited for by another one of its key, any
-    has a place at a gate, and there are marks.
+    The schema's version; whether who claims is registered; the newest job of a plan (see `plans.newest`); when the
+    earliest scheduled job becomes due, and the next token comes; whether any job is waited for by another one of its
+    key, any has a place at a gate, and there are marks.
     """
 
     version: int
@@ -612,10 +615,10 @@ class _Head(NamedTuple):
     has_marks: int
 
 
-_HEAD = """
+_HEAD = f"""
 SELECT (SELECT value FROM liteq_meta WHERE key = 'schema'),
        EXISTS (SELECT 1 FROM liteq_owner WHERE id = ?),
-       ifnull((SELECT max(id) FROM liteq_dependent), 0),
+       {plans.NEWEST},
        (SELECT min(due) FROM liteq_scheduled),
        (SELECT min(due) FROM liteq_bucket WHERE due IS NOT NULL),
        EXISTS (SELECT 1 FROM liteq_unique WHERE after IS NOT NULL),

@@ -1,7 +1,7 @@
 """Plans in a SQLite file: who waits for which jobs. See `liteq.plan` and `liteq.storage.plans`.
 
 ``liteq_dependent`` has a row for each job that waits, or has waited, for others, ``liteq_edge`` one for each of these.
-A turn asks one question, for the newest dependent: jobs that are newer than it neither wait nor are waited for, and
+A turn asks one question, for the newest job of any plan: what is newer neither waits nor is waited for, and
 where there is none at all, that is all that plans cost. An end costs a look into an index for each job, and one
 statement for all of them counts down what their dependents miss; the edges stay as they are.
 
@@ -21,7 +21,7 @@ from liteq.plan import LONGEST_TRACEBACK, WAITS_UNTIL, Edge, Input, Inputs, Link
 from liteq.storage import sqlite_moves as moves
 from liteq.storage import sqlite_questions as questions
 from liteq.storage.base import Added
-from liteq.storage.plans import NOTHING, Changes, Ledger, Plans, Resolved, look_at_new, resolve
+from liteq.storage.plans import NOTHING, Changes, Ledger, Plans, Resolved, look_at_new, resolve, waits_for_itself
 from liteq.storage.sqlite_connection import Connections
 
 #: How a transition is applied.
@@ -46,8 +46,12 @@ _FOLLOWS = f"substr(b.reason, 1, {len(WAITS_UNTIL)}) = '{WAITS_UNTIL}'"
 
 
 def newest(connection: sqlite3.Connection) -> int:
-    """The newest dependent; 0 where there is none. No newer job is part of a plan."""
-    return connection.execute("SELECT max(id) FROM liteq_dependent").fetchone()[0] or 0
+    """The newest job that is part of a plan; 0 where there is none."""
+    return int(connection.execute("SELECT " + NEWEST).fetchone()[0])
+
+
+#: Mostly a dependent; but a job that was replaced may wait for newer ones.
+NEWEST = "max(coalesce((SELECT max(id) FROM liteq_dependent), 0), coalesce((SELECT max(prior) FROM liteq_edge), 0))"
 
 
 # ── adding ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -55,8 +59,9 @@ def newest(connection: sqlite3.Connection) -> int:
 
 def add(connection: sqlite3.Connection, added: Added, given: Plan, now: float, apply: Apply) -> Resolved:
     """Note what the jobs that were just stored wait for, and block them. Whoever was blocked has moved, too."""
-    fresh = {position: terms for position, terms in given.terms.items() if position not in added.known}
-    edges = [edge for edge in given.edges if edge.job not in added.known]
+    own = added.own
+    fresh = {position: terms for position, terms in given.terms.items() if position in own}
+    edges = [edge for edge in given.edges if edge.job in own]
     priors = [added[~edge.prior].seq if edge.prior < 0 else edge.prior for edge in edges]
     finished = _finished(connection, added, priors)
     missing, first = _missing(edges, priors, finished)
@@ -65,6 +70,8 @@ def add(connection: sqlite3.Connection, added: Added, given: Plan, now: float, a
         [(added[position].seq, missing.get(position, 0), *terms) for position, terms in fresh.items()],
     )
     _insert_edges(connection, added, edges, priors)
+    for position in added.replaced & own:
+        _refuse_circle(connection, added[position])
     ids = {job.seq: job.id for job in added}
     reasons = {
         position: plan.reason(ids.get(first[position]) or _id(connection, first[position]), number - 1)
@@ -104,13 +111,33 @@ def _insert_edges(connection: sqlite3.Connection, added: Added, edges: list[Edge
     connection.executemany("INSERT INTO liteq_edge (prior, job, position, rule, passes) VALUES (?, ?, ?, ?, ?)", rows)
 
 
+def _refuse_circle(connection: sqlite3.Connection, job: Job) -> None:
+    """Raises ConfigurationError if a job that was replaced waits for itself, perhaps by way of others."""
+    if connection.execute(_CIRCLE, {"seq": job.seq}).fetchone() is not None:
+        raise waits_for_itself(job)
+
+
+_CIRCLE = """
+WITH RECURSIVE step (id) AS (
+    SELECT prior FROM liteq_edge WHERE job = :seq
+    UNION
+    SELECT e.prior FROM step CROSS JOIN liteq_edge e ON e.job = step.id
+) SELECT 1 FROM step WHERE id = :seq
+"""
+
+
 def _block(
     connection: sqlite3.Connection, added: Added, terms: Mapping[int, Terms], reasons: Mapping[int, str]
 ) -> set[int]:
     """Take jobs out of where their insert has put them; who follows one of his unique key is blocked already."""
     reasons = {position: why for position, why in reasons.items() if added[position].state is not JobState.BLOCKED}
     blocked = {added[position].seq for position in reasons}
-    seqs = str(list(blocked))
+    for position in added.replaced & reasons.keys():  # which may have been tried before
+        job = added[position]
+        moves.take(connection, job.state, job.seq, job.claim)
+        moves.put(connection, job._replace(state=JobState.BLOCKED, reason=reasons[position]))
+    new = reasons.keys() - added.replaced
+    seqs = str([added[position].seq for position in new])
     connection.execute(
         "DELETE FROM liteq_ready WHERE (queue, priority, id) IN "
         f"(SELECT queue, priority, id FROM liteq_job WHERE id IN {_SEQS})",
@@ -119,7 +146,7 @@ def _block(
     connection.execute(f"DELETE FROM liteq_scheduled WHERE id IN {_SEQS}", {"seqs": seqs})
     connection.executemany(
         "INSERT INTO liteq_blocked (id, reason, claim, attempt, base, crashes) VALUES (?, ?, 0, 0, 0, 0)",
-        [(added[position].seq, reason) for position, reason in reasons.items()],
+        [(added[position].seq, reasons[position]) for position in new],
     )
     later = [added[position].seq for position in reasons if terms[position].lasts is not None]
     if later:
@@ -131,8 +158,8 @@ def reread(connection: sqlite3.Connection, added: Added, moved: Collection[int])
     """Change the jobs that were just stored, and have moved since, to what they are now."""
     jobs = {job.seq: job for job in questions.jobs(connection, sorted(moved))} if moved else {}
     for position, job in enumerate(added):
-        if job.seq in jobs and position not in added.known:
-            added[position] = jobs[job.seq]._replace(payload=job.payload)
+        if job.seq in jobs and (position not in added.known or position in added.replaced):
+            added[position] = jobs[job.seq]._replace(payload=job.payload, attempts=job.attempts)
 
 
 def _id(connection: sqlite3.Connection, seq: int) -> str:

@@ -63,6 +63,11 @@ class Held:
         """Whether the holder is what the call gets; otherwise the new job is to be stored, and told to `place`."""
         return self._meeting in (Meeting.KNOWN, Meeting.CHANGED)
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the holder is the new call from now on."""
+        return self._meeting is Meeting.CHANGED and lifecycle.begins_anew(self._unique)
+
     def answer(self) -> Job:
         """The holder, changed where that is what the call wants."""
         return self._holder if self._meeting is Meeting.KNOWN else self._changed()
@@ -70,8 +75,10 @@ class Held:
     def _changed(self) -> Job:
         connection, holder, job = self._connection, self._holder, self._job
         changed = lifecycle.change(holder, job, self._unique)
-        if lifecycle.begins_anew(self._unique):
+        if self.is_replaced:
             steps.remove(connection, str([holder.seq]))
+            connection.execute("DELETE FROM liteq_edge WHERE job = ?", (holder.seq,))
+            connection.execute("DELETE FROM liteq_dependent WHERE id = ?", (holder.seq,))
         moves.take(connection, holder.state, holder.seq, holder.claim)
         connection.execute(_REWRITE, (*changed[4:7], *changed[8:12], changed.seq))
         moves.put(connection, changed)

@@ -24,6 +24,7 @@ from liteq import (
     JSONSerializer,
     LiteQ,
     Task,
+    chord,
     every,
 )
 from liteq import signals as S
@@ -502,3 +503,27 @@ def test_a_step_of_a_workflow_whose_key_is_held_is_that_job(app: LiteQ, task: Ta
     assert last.why().causes[0].text.startswith(f"it waits for the end of job {held.id}")
     assert work(app) == 2
     assert last.get(0) == "<hello>"
+
+
+def test_calls_of_one_key_in_several_workflows_never_get_each_others_results(app: LiteQ) -> None:
+    publish = app.task(name="publish", unique="{key}", on_duplicate="replace")(lambda key, status: status)
+    add = app.task(name="add")(lambda a, b: a + b)
+    first = app.enqueue(add.s(1, 2).then(publish, "a"))
+    assert app.enqueue(add.s(50, 60).then(publish, "a")).id == first.id
+    direct = publish("b", "waits for nothing")
+    app.enqueue(add.s(1, 2).then(publish, "b"))
+    app.enqueue(add.s(1, 2).then(publish, "c"))
+    assert publish("c", "direct").state is JobState.READY
+    late = publish("d", "too early")
+    app.enqueue(chord([add.s(1, 1), add.s(2, 2)], publish.si("d", "after both")))
+    assert [late.state, direct.state] == [JobState.BLOCKED] * 2
+    work(app)
+    results = [app.result(job.id).get(0) for job in app.jobs(task="publish")]
+    assert sorted(results, key=str) == [110, 3, "after both", "direct"]
+
+
+def test_a_step_that_would_replace_what_it_waits_for_is_refused_at_the_call(app: LiteQ) -> None:
+    publish = app.task(name="publish", unique="{key}", on_duplicate="replace")(lambda key, status: status)
+    with pytest.raises(ConfigurationError, match="it would wait for itself"):
+        app.enqueue(publish.s("a", "x").then(publish, "a"))
+    assert app.jobs() == []

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from liteq import gates, lifecycle
-from liteq.errors import DuplicateJob
+from liteq.errors import ConfigurationError, DuplicateJob
 from liteq.job import Ending, Job, JobFilter, JobState, Outcome
 from liteq.lifecycle import Policy, Transition
+from liteq.plan import Edge, Inputs, Plan, Rule, Terms
 from liteq.schedule import Schedule
 from liteq.storage.base import Added, ClaimRequest, Fire, Rival, Storage
 from liteq.unique import Unique
@@ -62,8 +63,13 @@ class Desk:
             fields["due"] = self.now + unique.debounce
         return lifecycle.submit(Job(0, fields.pop("id", ""), task, JobState.READY, unique=unique, **fields), self.now)
 
-    def put(self, *jobs: Job) -> Added:
-        return self.storage.add(jobs)
+    def put(self, *jobs: Job, plan: Plan | None = None) -> Added:
+        return self.storage.add(jobs, plan=plan)
+
+    def behind(self, *priors: Job, **fields: Any) -> Job:
+        """A job that replaces, or is new, and waits for these, whose results it is passed."""
+        edges = tuple(Edge(0, prior.seq, Rule.SUCCESS, True) for prior in priors)
+        return self.put(self.new(REPLACE, **fields), plan=Plan(edges, {0: Terms(f"[{len(priors)}]")}))[0]
 
     def add(self, unique: Unique | None = KEY, task: str = "t", **fields: Any) -> Job:
         """A job that is expected to be new."""
@@ -278,6 +284,124 @@ class UniqueContract:
         assert desk.storage.swap(f"{lifecycle.CANCEL_MARK}1", None, "stop")
         desk.put(desk.new(), desk.new(REPLACE))
         assert desk.storage.marks() == {}
+
+    # ── replaced, and waiting for others ─────────────────────────────────────────────────────────────
+
+    def test_a_replaced_job_waits_for_what_the_new_call_waits_for(self, desk: Desk) -> None:
+        job = desk.add(payload=b"old")
+        other, prior = desk.add(None), desk.add(None)
+        replaced = desk.behind(prior, payload=b"new")
+        assert replaced.seq == job.seq
+        assert replaced.reason == f"waits until job {prior.id} has ended"
+        assert desk.look(job) == replaced
+        assert {one.seq for one in desk.claim()} == {other.seq, prior.seq}
+        desk.end(desk.look(other))
+        assert desk.state(job) is JobState.BLOCKED
+        desk.end(desk.look(prior), result=b"1")
+        [claimed] = desk.claim()
+        assert (claimed.seq, claimed.payload, claimed.inputs) == (job.seq, b"new", Inputs("[1]", (b"1",)))
+
+    def test_a_job_that_waited_for_others_waits_for_them_no_more_and_is_passed_nothing_of_theirs(
+        self, desk: Desk
+    ) -> None:
+        first, second = desk.add(None), desk.add(None)
+        job = desk.behind(first, payload=b"old")
+        assert job.state is JobState.BLOCKED
+        assert desk.meet(REPLACE, payload=b"direct").state is JobState.READY
+        claimed = {one.seq: one for one in desk.claim()}
+        assert (claimed[job.seq].payload, claimed[job.seq].inputs) == (b"direct", None)
+        assert desk.storage.plans.prerequisites(job.seq) == []
+        desk.end(claimed[job.seq])
+        desk.end(claimed[first.seq])
+        last = desk.behind(first, second, payload=b"last")
+        assert desk.behind(second, payload=b"very last").seq == last.seq
+        desk.end(claimed[second.seq], result=b"2")
+        [claimed_last] = desk.claim()
+        assert (claimed_last.payload, claimed_last.inputs) == (b"very last", Inputs("[1]", (b"2",)))
+
+    def test_what_was_waited_for_before_strikes_a_replaced_job_no_more(self, desk: Desk) -> None:
+        prior = desk.add(None)
+        job = desk.behind(prior)
+        desk.meet(REPLACE)
+        assert desk.change(prior, lifecycle.revoke)
+        assert desk.state(job) is JobState.READY
+        desk.change(prior, lifecycle.restore)
+        assert desk.state(job) is JobState.READY
+
+    def test_what_has_ended_badly_ends_the_job_that_is_replaced_to_wait_for_it(self, desk: Desk) -> None:
+        job, prior = desk.add(), desk.add(None)
+        assert desk.change(prior, lifecycle.revoke)
+        assert desk.behind(prior).state is JobState.REVOKED
+        assert desk.state(job) is JobState.REVOKED
+
+    def test_a_job_that_was_tried_before_waits_with_its_history(self, desk: Desk) -> None:
+        job = desk.run()
+        desk.end(desk.look(job), Ending.FAILED, Policy(retries=3), error_type="ValueError")
+        [running] = desk.claim()
+        desk.end(running, Ending.FAILED, Policy(retries=3), error_type="ValueError")
+        prior = desk.add(None)
+        standing = desk.look(job)
+        replaced = desk.behind(prior)
+        assert (replaced.state, replaced.claim, replaced.attempt) == (JobState.BLOCKED, 2, 2)
+        assert replaced.attempts == standing.attempts
+        desk.claim()
+        desk.end(desk.look(prior))
+        [claimed] = desk.claim()
+        assert (claimed.seq, claimed.claim, claimed.attempt) == (job.seq, 3, 3)
+
+    def test_who_waits_for_a_replaced_job_goes_on_waiting(self, desk: Desk) -> None:
+        job = desk.add()
+        [after] = desk.put(desk.new(None), plan=Plan((Edge(0, job.seq, Rule.SUCCESS, True),), {0: Terms("[1]")}))
+        prior = desk.add(None)
+        desk.behind(prior)
+        desk.claim()
+        desk.end(desk.look(prior), result=b"1")
+        [claimed] = desk.claim()
+        desk.end(claimed, result=b"2")
+        [last] = desk.claim()
+        assert (last.seq, last.inputs) == (after.seq, Inputs("[1]", (b"2",)))
+
+    def test_one_that_would_wait_for_itself_is_refused_and_nothing_is_stored(self, desk: Desk) -> None:
+        job = desk.add(payload=b"old")
+        [after] = desk.put(desk.new(None), plan=Plan((Edge(0, job.seq),), {0: Terms()}))
+        before = desk.storage.find(JobFilter())
+        plan = Plan((Edge(1, ~0), Edge(0, after.seq)), {0: Terms(), 1: Terms()})
+        with pytest.raises(ConfigurationError, match=f"replaces job {job.id}, .* would wait for itself"):
+            desk.put(desk.new(None), desk.new(REPLACE, payload=b"new"), plan=plan)
+        assert desk.storage.find(JobFilter()) == before
+        assert desk.look(job).payload == b"old"
+        assert [link.seq for link in desk.storage.plans.prerequisites(after.seq)] == [job.seq]
+        with pytest.raises(ConfigurationError, match="would wait for itself"):
+            desk.behind(job)
+
+    def test_of_calls_that_are_stored_together_the_last_one_says_what_is_waited_for(self, desk: Desk) -> None:
+        one, two = desk.add(None), desk.add(None)
+        plan = Plan((Edge(0, one.seq), Edge(2, two.seq, Rule.SUCCESS, True)), {0: Terms(), 2: Terms("[1]")})
+        added = desk.put(desk.new(REPLACE, payload=b"1"), desk.new(None), desk.new(REPLACE, payload=b"3"), plan=plan)
+        assert (added.known, added.replaced, added.own) == ({2}, {2}, {1, 2})
+        job = desk.look(added[2])
+        assert (job.seq, job.reason) == (added[0].seq, f"waits until job {two.id} has ended")
+        assert [link.seq for link in desk.storage.plans.prerequisites(job.seq)] == [two.seq]
+        free = desk.put(desk.new(REPLACE), desk.new(None), plan=Plan((Edge(1, one.seq),), {1: Terms()}))
+        assert (free[0].seq, desk.state(job)) == (job.seq, JobState.READY)
+
+    def test_a_follower_that_is_replaced_waits_for_both(self, desk: Desk) -> None:
+        running = desk.run(unique=REPLACE)
+        follower = desk.put(desk.new(REPLACE))[0]
+        prior = desk.add(None)
+        assert desk.behind(prior).seq == follower.seq
+        desk.end(running)
+        assert desk.look(follower).reason == f"waits until job {prior.id} has ended"
+        desk.claim()
+        desk.end(desk.look(prior), result=b"1")
+        assert [one.inputs for one in desk.claim()] == [Inputs("[1]", (b"1",))]
+
+    def test_an_answer_waits_for_nothing_new(self, desk: Desk) -> None:
+        job, prior = desk.add(), desk.add(None)
+        added = desk.put(desk.new(KEY), plan=Plan((Edge(0, prior.seq, Rule.SUCCESS, True),), {0: Terms("[1]")}))
+        assert (added[0].seq, added.known, added.replaced) == (job.seq, {0}, set())
+        assert desk.state(job) is JobState.READY
+        assert desk.storage.plans.prerequisites(job.seq) == []
 
     # ── following ────────────────────────────────────────────────────────────────────────────────────
 
