@@ -42,6 +42,8 @@ def unwrapped(given: object) -> sqlite3.Connection:
             break  # SQLAlchemy's asyncio: the connection underneath lives in a thread of its own
         if hasattr(seen, "ensure_connection"):
             seen.ensure_connection()  # Django connects at the first query
+        if hasattr(seen, "exec_driver_sql") and not (seen.closed or seen.in_transaction()):
+            seen.exec_driver_sql("SELECT 1")  # or SQLAlchemy knows of no transaction, and its commit() would do nothing
         step = next((found for way in _WAYS if (found := getattr(seen, way, None)) is not None), None)
         if step is None:
             break

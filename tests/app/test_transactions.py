@@ -723,6 +723,29 @@ def test_a_session_that_only_enqueues_commits_it(on_file: LiteQ, mail: Task[[str
     assert ids(on_file) == [result.id]
 
 
+def test_a_connection_of_sqlalchemy_commits_what_is_enqueued_first(
+    on_file: LiteQ, mail: Task[[str], str], sessions: Any
+) -> None:
+    """Nothing was executed on it before: SQLAlchemy begins a transaction with the first statement that it knows of."""
+    engine = sessions.kw["bind"]
+    with engine.connect() as connection:
+        first = on_file.enqueue(mail.s("a"), connection=connection)
+        connection.commit()
+        with on_file.batch(connection=connection):
+            second = mail("b")
+        connection.commit()
+        on_file.enqueue(mail.s("never"), connection=connection)
+        connection.rollback()
+        on_file.enqueue(mail.s("never"), connection=connection)
+    with engine.begin() as connection:
+        third = on_file.enqueue(mail.s("c"), connection=connection)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        fourth = on_file.enqueue(mail.s("d"), connection=connection)
+    assert ids(on_file) == [first.id, second.id, third.id, fourth.id]
+    with pytest.raises(sqlalchemy.exc.ResourceClosedError):
+        on_file.enqueue(mail.s("e"), connection=connection)
+
+
 DJANGO = """
 import sys
 import django
