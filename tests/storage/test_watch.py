@@ -524,9 +524,9 @@ def test_where_files_cannot_be_watched_a_new_watch_polls_and_leaks_nothing(
     monkeypatch.setattr(watch_module._Inotify, "arm", refuse(number))
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         InotifyWatch(database, slots)
-    assert open_files() == before, f"although {caught} still refers to what failed"
+    assert open_files() <= before, f"although {caught} still refers to what failed"
     assert isinstance(watch_database(database, slots), PollingWatch)
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_with_all_the_users_watches_in_use_an_old_watch_polls_until_one_is_free(
@@ -557,7 +557,7 @@ def test_a_watch_leaks_no_descriptors(database: Path, slots: Path, kind: str) ->
         with pytest.raises(StorageError):
             watch.wait(0)
     watch_database(database, slots, kind=kind)  # forgotten
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_an_unknown_kind_is_named(database: Path, slots: Path) -> None:
@@ -853,11 +853,11 @@ def test_kqueue_follows_a_wal_that_comes_and_goes(kqueue: KqueueWatch, kernel: K
         assert kqueue.changed() == Change.DATA
         kernel.queue.happen(wal, NOTE_WRITE)
         assert kqueue.changed() == Change.DATA
-        descriptors = len(open_files())
+        assert any(str(wal) in file for file in open_files())
         wal.unlink()
         kernel.queue.happen(wal, NOTE_DELETE)
         assert kqueue.changed() == Change.DATA
-        assert len(open_files()) == descriptors - 1
+        assert not any(str(wal) in file for file in open_files())
 
 
 def test_kqueue_polls_without_the_directory(kqueue: KqueueWatch, kernel: Kernel, database: Path) -> None:
@@ -880,10 +880,10 @@ def test_kqueue_leaks_no_descriptors(kernel: Kernel, database: Path, slots: Path
     Path(f"{database}-wal").touch()
     before = open_files()
     watch = KqueueWatch(database, slots)
-    assert len(open_files()) == len(before) + 5
+    assert len(open_files() - before) == 5
     watch.close()
     watch.close()
-    assert open_files() == before
+    assert open_files() <= before
     assert watch.fileno() is None
     with pytest.raises(StorageError):
         watch.changed()
@@ -891,7 +891,7 @@ def test_kqueue_leaks_no_descriptors(kernel: Kernel, database: Path, slots: Path
     kernel.kevent = refuse(errno.ENOMEM)  # type: ignore[method-assign]
     with pytest.raises(OSError, match="memory"):
         KqueueWatch(database, slots)
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_kqueue_in_a_forked_child_closes_the_files_but_not_a_queue_that_is_not_there(
@@ -903,7 +903,7 @@ def test_kqueue_in_a_forked_child_closes_the_files_but_not_a_queue_that_is_not_t
     assert watch.fileno() is None
     assert not kernel.queue.is_closed
     kernel.queue.close()
-    assert open_files() == before
+    assert open_files() <= before
     watch_module._abandoned.clear()
 
 
@@ -989,7 +989,7 @@ def test_a_closed_waker_is_deaf(waker: Waker) -> None:
     before = open_files()
     waker.wake()
     assert not waker.clear()
-    assert open_files() == before
+    assert open_files() <= before
     with pytest.raises(ValueError, match="closed"):
         waker.fileno()
 
@@ -1004,7 +1004,7 @@ def test_wakers_and_bells_leak_no_descriptors() -> None:
         with BellWatch(bell := Bell()):
             bell.ring()
     Waker()  # forgotten
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_a_forked_child_has_a_waker_of_its_own() -> None:
