@@ -211,7 +211,11 @@ def _run(
             else:
                 value = context.run(function, *args, **kwargs)
         finally:
-            deadline.stop()
+            try:
+                deadline.stop()
+            except BaseException:
+                deadline.stop()  # what struck as it began has left it undone, and the hooks are not the body
+                raise
         if own is not None:
             _hold_suspended(own)
     except BaseException as raised:

@@ -299,7 +299,6 @@ class Dispatcher:
         """Pass on which jobs were revoked since they were claimed; each is told once, and stopped once."""
         if not (cancelled or self._cancelled):
             return
-        running = {job.seq for job in self._pool.running()}
         now = self._clock.now()
         for seq, stop in cancelled.items():
             if self._cancelled.get(seq) is stop:
@@ -309,11 +308,9 @@ class Dispatcher:
                 self._serving.left((unbegun,))
                 outcome = Outcome(seq, unbegun.claim, Ending.INTERRUPTED, now, now)
                 self._ended.append(Ended(unbegun, outcome))
-            elif seq in running:
+            else:  # perhaps another consumer's; or a worker has taken it in this moment, and only it knows
                 self._pool.cancel(seq, stop=stop)
-        # What was told stays told: it may have ended, and not be collected yet.
-        ours = running | self._cancelled.keys() | {job.seq for job, _ in self._ended}
-        self._cancelled = {seq: stop for seq, stop in cancelled.items() if seq in ours}
+        self._cancelled = dict(cancelled)  # what was told stays told: it may have ended, and not be collected yet
 
     def _has_to_write(self) -> bool:
         return bool(self._ended or self._released or self._refused or self._progress)

@@ -12,7 +12,21 @@ from typing import Any, NoReturn
 import pytest
 from workbench import Silent, claim, run, work
 
-from liteq import Cancel, Fail, Job, LiteQ, Retry, S, Snooze, StorageError, Task, TaskFailed, lifecycle, logs
+from liteq import (
+    Cancel,
+    Fail,
+    Job,
+    LiteQ,
+    Retry,
+    S,
+    Snooze,
+    StorageError,
+    Task,
+    TaskFailed,
+    TaskTimeout,
+    lifecycle,
+    logs,
+)
 from liteq.clock import ManualClock
 from liteq.context import current_job
 from liteq.engine import Ended
@@ -58,6 +72,27 @@ def work_with_announcements(app: LiteQ) -> None:
         app.engine.news.started(jobs)
         for job in jobs:
             run(app, job)
+
+
+def test_what_strikes_as_the_body_ends_is_over_before_the_hooks_run(app: LiteQ) -> None:
+    class Striking(NoDeadline):
+        """An exception that was put into the thread arrives as `stop` is entered, and leaves it undone."""
+
+        struck, stopped = False, False
+
+        def stop(self) -> None:
+            if not self.struck:
+                self.struck = True
+                raise TaskTimeout
+            self.stopped = True
+
+    deadline = Striking()
+    seen: list[bool] = []
+    app.post_execute()(lambda job, value, error: seen.append(deadline.stopped))
+    app.task(name="t")(lambda: 1)()
+    [job] = claim(app)
+    assert execute(job, app.engine.runtime, Silent(), deadline).error_type == "TaskTimeout"
+    assert seen == [True]
 
 
 def test_what_is_told_of_a_dependent_costs_nobody_a_claimed_job(

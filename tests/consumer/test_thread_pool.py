@@ -8,21 +8,40 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
 from liteq import LiteQ
+from liteq.consumer.pools.line import Line
 from liteq.consumer.pools.thread import ThreadPool, ThreadSlot
+from liteq.execution import Interrupted
 from liteq.job import Ending, Job
 from liteq.storage.base import ClaimRequest
 
+T = TypeVar("T")
 SOON = 30.0
+
+
+class HidingLine(Line[T]):
+    """A line whose threads have taken something for a while before they go on with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken, self.show = threading.Semaphore(0), threading.Semaphore(0)
+
+    def get(self, own: threading.Lock) -> T:
+        thing = super().get(own)
+        if thing is not None:
+            self.taken.release()
+            self.show.acquire()
+        return thing
 
 
 class Bench:
     """A pool of one thread, and a task in it that holds until it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Line[Job | None] | None = None) -> None:
         self.app = LiteQ(":memory:")
         self.engine = self.app.engine
         self.began, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
@@ -31,6 +50,7 @@ class Bench:
         self.owner = self.engine.storage.register({})
         self.woken = threading.Event()
         self.pool = ThreadPool(self.engine.runtime, 1, self.woken.set)
+        self.pool.jobs = self.pool.jobs if line is None else line
         self.pool.start()
         [self.slot] = self.pool._slots
 
@@ -58,15 +78,30 @@ class Bench:
         self.go_on.release()
         eventually(lambda: self.slot.job is None)
 
+    def close(self) -> None:
+        for _ in range(100):
+            self.go_on.release()
+        self.pool.stop()
+        self.app.close()
+
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
-    for _ in range(100):
-        bench.go_on.release()
-    bench.pool.stop()
-    bench.app.close()
+    bench.close()
+
+
+@pytest.fixture
+def line() -> HidingLine[Job | None]:
+    return HidingLine()
+
+
+@pytest.fixture
+def hiding(line: HidingLine[Job | None]) -> Iterator[Bench]:
+    bench = Bench(line)
+    yield bench
+    bench.close()
 
 
 def endings(bench: Bench, number: int, eventually: Callable[..., object]) -> list[tuple[int, str]]:
@@ -146,6 +181,97 @@ def test_a_coroutine_that_is_stopped_before_its_first_step_ends_there(
     [job] = bench.claim(1)
     bench.pool.feed([job])
     assert endings(bench, 1, eventually) == [(job.seq, Ending.INTERRUPTED)]
+
+
+# ── between the line and the slot ────────────────────────────────────────────────────────────────────────
+
+
+def take(bench: Bench, line: HidingLine[Job | None]) -> Job:
+    """A job that the thread has, and no slot shows."""
+    bench.hold()
+    [job] = bench.claim(1)
+    bench.pool.feed([job])
+    assert line.taken.acquire(timeout=SOON)
+    assert (bench.pool.running(), bench.pool.backlog, bench.pool.held) == ([], 0, 1)
+    return job
+
+
+def test_a_stop_at_once_reaches_a_job_that_its_thread_is_just_taking(
+    hiding: Bench, line: HidingLine[Job | None], eventually: Callable[..., object]
+) -> None:
+    job = take(hiding, line)
+    hiding.pool.interrupt()
+    line.show.release()
+    assert endings(hiding, 1, eventually) == [(job.seq, Ending.INTERRUPTED)]
+    assert not hiding.began.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_revocation_reaches_a_job_that_its_thread_is_just_taking(
+    hiding: Bench, line: HidingLine[Job | None], stop: bool, eventually: Callable[..., object]
+) -> None:
+    job = take(hiding, line)
+    hiding.pool.cancel(job.seq, stop=stop)
+    line.show.release()
+    if not stop:
+        assert hiding.began.acquire(timeout=SOON)
+        assert hiding.slot.cancelled
+        hiding.go_on.release()
+    ending = Ending.INTERRUPTED if stop else Ending.SUCCEEDED
+    assert endings(hiding, 1, eventually) == [(job.seq, ending)]
+    assert hiding.pool.revoked == {}
+
+
+def test_what_was_said_of_another_consumers_job_is_not_kept(
+    hiding: Bench, line: HidingLine[Job | None], eventually: Callable[..., object]
+) -> None:
+    hiding.pool.cancel(99, stop=True)
+    assert hiding.pool.revoked == {}
+    job = take(hiding, line)
+    hiding.pool.cancel(99, stop=True)
+    line.show.release()
+    assert hiding.began.acquire(timeout=SOON)
+    hiding.pool.supervise(hiding.engine.clock.monotonic())
+    assert hiding.pool.revoked == {}
+    hiding.go_on.release()
+    assert endings(hiding, 1, eventually) == [(job.seq, Ending.SUCCEEDED)]
+
+
+# ── what the dispatcher must not sleep through ───────────────────────────────────────────────────────────
+
+
+def test_a_deadline_that_is_set_between_the_look_and_the_sleep_is_looked_at_first(bench: Bench) -> None:
+    now = bench.engine.clock.monotonic()
+    bench.pool.supervise(now)
+    bench.pool.nudge()  # as a job does whose deadline begins
+    assert not bench.pool.about_to_wait()
+    bench.pool.supervise(now)
+    assert bench.pool.about_to_wait()
+
+
+def test_an_interrupt_keeps_its_date_if_the_deadline_is_being_set(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., object]
+) -> None:
+    lock = bench.slot._lock
+
+    class Late:
+        """A lock that is got only after the job was interrupted."""
+
+        def __enter__(self) -> None:
+            bench.slot.interrupted, bench.slot.give_up_at = True, 5.0
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    monkeypatch.setattr(bench.slot, "_lock", Late())
+    with pytest.raises(Interrupted):
+        bench.slot.start(100.0, raises=False)
+    assert (bench.slot.deadline, bench.slot.give_up_at) == (None, 5.0)
+    monkeypatch.undo()
+
+
+# ── many at once ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_jobs_that_are_fed_together_run_in_their_order(bench: Bench, eventually: Callable[..., object]) -> None:

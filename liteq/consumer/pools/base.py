@@ -93,7 +93,8 @@ class Pool(ABC):
 
     @abstractmethod
     def cancel(self, seq: int, *, stop: bool) -> None:
-        """Tell the running job ``seq``, if it is here, that it was revoked; with ``stop``, end it."""
+        """Tell the running job ``seq``, if it is here, that it was revoked; with ``stop``, end it. It may have been
+        taken by a worker in this moment, and be seen nowhere yet: it is told as well."""
 
     @abstractmethod
     def supervise(self, now: float) -> float | None:

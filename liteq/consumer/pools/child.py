@@ -142,6 +142,7 @@ class WorkerProcess:
         """These jobs are not its own any more."""
         kept = [(job, weight) for job, weight in zip(self.jobs, self._weights, strict=True) if job.seq not in seqs]
         given_back = [job for job in self.jobs if job.seq in seqs]
+        self._to_stop -= seqs
         self.jobs = deque(job for job, _ in kept)
         self._weights = deque(weight for _, weight in kept)
         self.load = sum(self._weights)
@@ -248,7 +249,7 @@ class WorkerProcess:
         if self.jobs[0].seq == seq:
             self.interrupt(seq, now)
         else:
-            self.send(("interrupt", seq))  # it may have begun it already, and our news be old
+            self._strike(seq)  # it may have begun it already, and our news be old
 
     def interrupt(self, seq: int, now: float) -> None:
         """Ask the body to end; kill the worker if it does not."""
@@ -256,7 +257,12 @@ class WorkerProcess:
             return
         self.kill_as = Ending.INTERRUPTED
         self.kill_at = now + GRACE
-        self.send(("interrupt", seq))
+        self._strike(seq)
+
+    def _strike(self, seq: int) -> None:
+        """By its claim, too: it may run the job again later."""
+        claim = next(job.claim for job in self.jobs if job.seq == seq)
+        self.send(("interrupt", seq, claim))
 
     def kill(self) -> None:
         """Kill it with what it has started, now."""

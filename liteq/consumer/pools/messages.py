@@ -3,7 +3,7 @@
 Both ends are the same program on the same interpreter, and nothing here comes from the file: a payload travels as the
 bytes it is stored as. `marshal` makes a tuple of plain values in 0.5 µs; pickle takes three times as long.
 
-To a worker: ``("jobs", [packed job, …])``, ``("cancel", seq)``, ``("interrupt", seq)``, ``("recall",)``,
+To a worker: ``("jobs", [packed job, …])``, ``("cancel", seq)``, ``("interrupt", seq, claim)``, ``("recall",)``,
 ``("reopen",)``, ``("stack", token)``, ``("stop",)``.
 From a worker: ``("ready",)``, ``("done", packed outcome)``, ``("progress", seq, claim, done, total, message)``,
 ``("back", [seq, …])`` for jobs it has not begun and will not, ``("heavy", bytes)`` once it has more memory than it

@@ -14,7 +14,7 @@ up. One rests at a time, so that at most one slot is empty; the others go on mea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from selectors import BaseSelector
 
 from liteq import logs
@@ -89,6 +89,7 @@ class ProcessPool(Pool):
         self._leaving: list[WorkerProcess] = []
         self._pace: dict[str, float] = {}
         self._excused: set[int] = set()
+        self._told: set[int] = set()
         self._recycles = max_tasks is not None or max_memory is not None
         self._selector: BaseSelector | None = None
         self._started = 0
@@ -162,7 +163,7 @@ class ProcessPool(Pool):
                 case ("progress", seq, claim, *step):
                     self._progress[seq, claim] = Progress(*step)
                 case ("back", seqs):
-                    self._backlog.extendleft(reversed(one.give_back(set(seqs))))
+                    self._put_back(one.give_back(set(seqs)))
                     if one.resting:
                         self._relieve()
                 case ("ready",):
@@ -179,12 +180,24 @@ class ProcessPool(Pool):
         if one.at_end and one.is_over(self.clock.monotonic()):
             self._bury(one)
 
+    def _put_back(self, jobs: Sequence[Job]) -> None:
+        """What a worker was given and will not begin comes to the head of the backlog; not what was revoked meanwhile,
+        of which the next worker would know nothing.
+        """
+        now = self.clock.now()
+        revoked = [job for job in jobs if job.seq in self._told]
+        self._told.difference_update(job.seq for job in revoked)
+        self._ended += [Ended(job, Outcome(job.seq, job.claim, Ending.INTERRUPTED, now, now)) for job in revoked]
+        self._backlog.extendleft(job for job in reversed(jobs) if job not in revoked)
+
     def _end(self, one: WorkerProcess, outcome: Outcome) -> None:
         job = one.finish(outcome, self.clock.monotonic())
         self._learn(job.task, outcome.finished - outcome.started)
         self._ended.append(Ended(job, outcome))
         if self._excused:
             self._excused.discard(job.seq)
+        if self._told:
+            self._told.discard(job.seq)
         if self._recycles and (one.is_spent or one.resting) and one in self._workers:
             self._rest_spent()
             self._relieve()
@@ -262,8 +275,9 @@ class ProcessPool(Pool):
             if outcome.ending is Ending.TIMEOUT:
                 outcome = outcome._replace(retryable=self._starter.retries_timeouts(job))
             self._excused.discard(job.seq)
+            self._told.discard(job.seq)
             self._ended.append(Ended(job, outcome))
-        self._backlog.extendleft(reversed(one.jobs))
+        self._put_back(list(one.jobs))
         one.jobs.clear()
 
     def _pause_starting(self) -> None:
@@ -407,7 +421,7 @@ class ProcessPool(Pool):
         if seq is None:
             one.recalled_at = now  # it could not be held still: it is tried again
             return
-        self._backlog.extendleft(reversed(one.lose_all_behind(seq)))
+        self._put_back(one.lose_all_behind(seq))
         one.send(("reopen",))
 
     def _hurry(self, one: WorkerProcess, now: float) -> float | None:
@@ -431,6 +445,7 @@ class ProcessPool(Pool):
     def cancel(self, seq: int, *, stop: bool) -> None:
         for one in self._all:
             if any(job.seq == seq for job in one.jobs):
+                self._told.add(seq)
                 one.send(("cancel", seq))  # if it has not begun it, that is enough
                 if stop:
                     one.stop(seq, self.clock.monotonic())
@@ -438,9 +453,9 @@ class ProcessPool(Pool):
     def interrupt(self) -> None:
         now = self.clock.monotonic()
         for one in self._all:
-            if one.jobs:
-                one.recall(now)
-                one.interrupt(one.jobs[0].seq, now)
+            one.recall(now)
+            for job in tuple(one.jobs):  # which of them it has begun it knows better
+                one.stop(job.seq, now)
 
     def stop(self) -> None:
         self._stopping = True

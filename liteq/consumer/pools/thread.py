@@ -57,6 +57,11 @@ class ThreadPool(Pool):
         self._held = 0
         self._stuck = 0
         self.dispatcher_sleeps = False
+        self._news = False
+        #: What was said while a thread had taken a job and not shown it yet, or may have: when to give up whatever
+        #: begins, once the consumer stops at once; the revoked, by ``seq``, and when to give those up that are to stop.
+        self.give_up_at: float | None = None
+        self.revoked: dict[int, float | None] = {}
 
     def start(self) -> None:
         while len(self._slots) < self.size:
@@ -67,7 +72,7 @@ class ThreadPool(Pool):
 
     def about_to_wait(self) -> bool:
         self.dispatcher_sleeps = True
-        return not self.ended and not self._progress
+        return not (self.ended or self._progress or self._news)
 
     def feed(self, jobs: Iterable[Job]) -> None:
         fed = tuple(jobs)
@@ -116,10 +121,22 @@ class ThreadPool(Pool):
 
     def cancel(self, seq: int, *, stop: bool) -> None:
         give_up_at = self.runtime.clock.monotonic() + GRACE if stop else None
+        if self._hides_some():  # first, as a thread looks here once it has shown its job
+            self.revoked[seq] = give_up_at
         for slot in self._slots:
             slot.cancel(seq, give_up_at)
 
+    def _hides_some(self) -> bool:
+        """Whether a thread may have a job that no slot shows: taken a moment ago, or about to be handed in. A job gets
+        from the line into a slot and on to the ended ones; counted from behind, none is counted twice.
+        """
+        seen = len(self.ended) + sum(slot.job is not None for slot in self._slots) + len(self.jobs)
+        return seen < self._held
+
     def supervise(self, now: float) -> float | None:
+        self._news = False
+        if self.revoked and not self._hides_some():
+            self.revoked.clear()
         dates = [date for slot in tuple(self._slots) if (date := self._supervise_slot(slot, now)) is not None]
         return min(dates, default=None)
 
@@ -149,7 +166,7 @@ class ThreadPool(Pool):
         self._replace(slot)
 
     def interrupt(self) -> None:
-        give_up_at = self.runtime.clock.monotonic() + GRACE
+        self.give_up_at = give_up_at = self.runtime.clock.monotonic() + GRACE  # first, as in `cancel`
         for slot in self._slots:
             slot.interrupt(give_up_at)
 
@@ -173,6 +190,7 @@ class ThreadPool(Pool):
 
     def nudge(self) -> None:
         """There is something that the dispatcher must look at: a job that has ended, a deadline."""
+        self._news = True
         if self.dispatcher_sleeps:
             self.dispatcher_sleeps = False
             self._wake()
@@ -224,6 +242,8 @@ class ThreadSlot:
                     record(job.seq)
                 self.cancelled = self.interrupted = False
                 self.job = job
+                if pool.revoked or pool.give_up_at is not None:
+                    self._catch_up(job)
                 try:
                     outcome = execute(job, pool.runtime, self, self)
                 except (Interrupted, TaskTimeout):  # put into this thread a moment too late to be the task's
@@ -237,6 +257,14 @@ class ThreadSlot:
             close_loop()
             self.gone = True
             pool.nudge()
+
+    def _catch_up(self, job: Job) -> None:
+        """Hear what was said before this job could be seen here."""
+        pool = self._pool
+        if job.seq in pool.revoked:
+            self.cancel(job.seq, pool.revoked.pop(job.seq))
+        if pool.give_up_at is not None:
+            self.interrupt(pool.give_up_at)
 
     def _interrupted(self, job: Job) -> Outcome:
         now = self._pool.runtime.clock.now()
@@ -259,6 +287,8 @@ class ThreadSlot:
             return
         with self._lock:
             # A coroutine ends itself (`asyncio.timeout`); here is only what to do if it does not.
+            if self.interrupted:  # since the line above; its date stands
+                raise Interrupted
             now = self._pool.runtime.clock.monotonic()
             self.deadline, self.give_up_at = (now + timeout, None) if raises else (None, now + timeout + GRACE)
         self._pool.nudge()

@@ -170,7 +170,6 @@ class _Worker:
         self._socket = channel
         self._sending = threading.Lock()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._job: Job | None = None
         self._cancelled: set[int] = set()
         self._alarm = _Alarm()
 
@@ -179,9 +178,7 @@ class _Worker:
         threading.Thread(target=self._read, name="liteq-reader", daemon=True).start()
         self._send(("ready",))
         while (job := self._jobs.get()) is not None:
-            self._job = job
             outcome = self._execute(job)
-            self._job = None
             self._cancelled.discard(job.seq)
             if outcome is None:
                 continue
@@ -204,10 +201,13 @@ class _Worker:
                 return None
         if job.seq in self._cancelled:  # revoked on its way here
             return Outcome(job.seq, job.claim, Ending.INTERRUPTED, started, started)
+        self._alarm.begin(job)
         try:
             return execute(job, self._runtime, self, self._alarm)
         except (Interrupted, TaskTimeout):  # raised by a signal that came a moment too late to be the task's
             return Outcome(job.seq, job.claim, Ending.INTERRUPTED, started, self._runtime.clock.now())
+        finally:
+            self._alarm.end()
 
     def _weigh(self, limit: int, now: float) -> None:
         """Say so if this process has grown too big; looked at every few milliseconds only, as that costs 10 µs."""
@@ -230,6 +230,8 @@ class _Worker:
         try:
             with self._sending:
                 self._socket.sendall(frame(message))
+        except TaskTimeout:  # is an OSError, and the job's
+            raise
         except OSError:
             self._leave_at_once()  # the consumer is gone; what we did is recovered by another one
 
@@ -269,10 +271,8 @@ class _Worker:
                     self._jobs.put(unpack_job(values))
             case ("cancel", seq):
                 self._cancelled.add(seq)
-            case ("interrupt", seq):
-                job = self._job
-                if job is not None and job.seq == seq:
-                    self._alarm.interrupt()
+            case ("interrupt", seq, claim):
+                self._alarm.interrupt((seq, claim))
             case ("stack", token):
                 self._stack.tell(token)
             case ("recall",):
@@ -295,7 +295,12 @@ class _Worker:
                     self._jobs.put(_REOPEN)  # likewise
                     break
                 drained.append(job.seq)
+                self._alarm.forget((job.seq, job.claim))
         return drained
+
+
+#: One run of a job: its ``seq`` and ``claim``.
+Run = tuple[int, int]
 
 
 def _signals_are_heard() -> bool:
@@ -315,8 +320,11 @@ class _Alarm:
     passes_on = ()
 
     def __init__(self) -> None:
-        self.interrupted = False
-        self._raises: type[BaseException] | None = None
+        #: Which runs are to be interrupted, as the reading thread was told; and which one is on, to compare where it
+        #: counts: in the main thread.
+        self._wanted: set[Run] = set()
+        self._run: Run | None = None
+        self._telling = threading.Lock()
         self._cancel_coroutine: Callable[[], object] | None = None
         self._body_runs = False
         self._holding_off = False
@@ -331,10 +339,29 @@ class _Alarm:
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.signal(signal.SIGUSR2, self._on_interrupt)
 
+    def begin(self, job: Job) -> None:
+        """A job begins; its body does with `start`."""
+        self._run = (job.seq, job.claim)
+
+    def end(self) -> None:
+        """It has ended, with its body or before."""
+        run, self._run = self._run, None
+        if run is not None:
+            self.forget(run)
+
+    def forget(self, run: Run) -> None:
+        """This one will not run."""
+        self._wanted.discard(run)
+
+    @property
+    def interrupted(self) -> bool:
+        return self._run in self._wanted
+
     def start(self, timeout: float | None, *, raises: bool) -> None:
-        self.interrupted = False
         self._cancel_coroutine = None
         self._body_runs = raises
+        if self._wanted and self.interrupted:  # since it began, or on its way here
+            raise Interrupted
         if timeout is None or timeout > LONGEST_TIMER or not raises:
             return
         self._armed = True
@@ -358,22 +385,33 @@ class _Alarm:
             self._inject(None)
 
     def on_cancel(self, cancel: Callable[[], object]) -> None:
-        self._cancel_coroutine = cancel
+        with self._telling:
+            if self.interrupted:
+                cancel()
+            else:
+                self._cancel_coroutine = cancel
 
-    def interrupt(self) -> None:
-        """End the body as interrupted. Called on the reading thread."""
-        self.interrupted = True
-        cancel = self._cancel_coroutine
-        if cancel is not None:
-            cancel()
-        elif self._by_signal:
+    def interrupt(self, run: Run) -> None:
+        """End this run as interrupted, if it is on or still comes. Called on the reading thread."""
+        with self._telling:
+            self._wanted.add(run)
+            cancel = self._cancel_coroutine if self._run == run else None
+            if cancel is not None:
+                cancel()  # of a run that has ended meanwhile: then it does nothing
+                return
+        if self._by_signal:
             signal.pthread_kill(self._main, signal.SIGUSR2)
-        elif self._body_runs:
+        elif self._body_runs and self._run == run:
             self._inject(Interrupted)
 
     @contextlib.contextmanager
     def held_off(self) -> Iterator[None]:
-        """Nothing is raised inside by a signal; what came meanwhile is raised at the end."""
+        """Nothing is raised inside by a signal; what came meanwhile is raised at the end. Other threads of a task's own
+        are not signalled, and hold nothing off.
+        """
+        if threading.get_ident() != self._main:
+            yield
+            return
         self._holding_off = True
         try:
             yield
@@ -387,7 +425,8 @@ class _Alarm:
         self._raise(TaskTimeout)
 
     def _on_interrupt(self, _number: int, _frame: object) -> None:
-        self._raise(Interrupted)
+        if self.interrupted:  # not the run before, which has ended while the signal was on its way
+            self._raise(Interrupted)
 
     def _raise(self, error: type[BaseException]) -> None:
         if self._holding_off:
