@@ -44,6 +44,9 @@ PER_CALL = (
     "max_crashes",
 )
 
+#: Those that travel with each job also where its call does not override them: whoever finds it crashed must know.
+CRASH_RULES = ("on_crash", "max_crashes")
+
 
 class CallKeywords(TypedDict, total=False):
     """What one call may override, as type checkers know it; see ``Task.using``."""

@@ -13,11 +13,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from liteq import schedule
-from liteq.definition import PER_CALL, call_arguments, check_integer, check_name, override_text
+from liteq.definition import (
+    CRASH_RULES,
+    PER_CALL,
+    Definition,
+    Options,
+    call_arguments,
+    check_integer,
+    check_name,
+    override_text,
+)
 from liteq.engine import Engine
-from liteq.errors import ConfigurationError, DuplicateSchedule, ScheduleNotFound, TriggerError
+from liteq.errors import ConfigurationError, DuplicateSchedule, ScheduleNotFound, TriggerError, UnknownTask
 from liteq.instants import moment, positive_seconds, timestamp
-from liteq.job import JobState
+from liteq.job import HEADERS, Job, JobState
 from liteq.result import Result
 from liteq.schedule import CatchUp, Overlap, Schedule, aimed, trigger_of
 from liteq.slots import busy, fire
@@ -178,7 +187,8 @@ class Schedules:
         **options: Any,
     ) -> Schedule:
         """Change what is given and leave the rest. One that is declared in code is then *edited*: it no longer follows
-        the code until `reset`.
+        the code until `reset`. With another task it keeps its arguments, and the options that were said for it; what
+        it had from its task, such as the queue, comes from the other one.
 
         Args:
             as for `add`; ``None`` for ``grace``, ``start``, ``end`` or ``max_runs`` takes the limit away.
@@ -359,7 +369,8 @@ class Schedules:
         )
         if new.start is not None and new.end is not None and new.end < new.start:
             raise ConfigurationError(f"end={end} is before start={start}: the schedule would never be due")
-        return _with_options(self._with_call(new, task, args, kwargs), dict(options or {}))
+        called = self._with_call(new, task, () if args is None else args, {} if kwargs is None else kwargs)
+        return _with_options(called, dict(options or {}))
 
     def _limits(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The limits that are given, as a Schedule keeps them."""
@@ -391,18 +402,21 @@ class Schedules:
                 raise TypeError("a schedule makes single jobs; a task that it names may enqueue a workflow")
             args, kwargs, task = task.args, task.kwargs, task.task
         called = self._called(task, wanted)
-        if task is None:
-            stored_args, stored_kwargs = engine.runtime.serializer.loads_call(wanted.payload)
-            args = stored_args if args is None else args
-            kwargs = stored_kwargs if kwargs is None else kwargs
-        job = called.job(engine, *call_arguments(args, kwargs))
-        job = job._replace(options=with_unique(job.options, _without_caller(job.unique)))
-        wanted = wanted._replace(task=job.task, payload=job.payload, summary=job.summary)
+        job = _job(engine, called, wanted, args, kwargs)
+        unique = _without_caller(job.unique)
+        named = wanted._replace(task=job.task, payload=job.payload, summary=job.summary)
         if task is None:
             kept, _ = without_unique(wanted.options)
-            return wanted._replace(options=_merged(kept, _of_the_call(job.options)))
-        expires = lasting(called)
-        return wanted._replace(queue=job.queue, priority=job.priority, options=job.options, expires=expires)
+            return named._replace(options=with_unique(_merged(kept, _of_the_call(job.options)), unique))
+        followed = _following(named, self._known(wanted.task), called.definition, job._replace(expires=lasting(called)))
+        return followed._replace(options=with_unique(followed.options, unique))
+
+    def _known(self, name: str) -> Definition | None:
+        """The task of a schedule, if it is known here."""
+        try:
+            return self._task(name).definition
+        except UnknownTask:
+            return None
 
     def _called(self, task: Task[Any, Any] | str | None, wanted: Schedule) -> Task[Any, Any]:
         if isinstance(task, Task):
@@ -587,6 +601,62 @@ def _with_options(wanted: Schedule, options: Mapping[str, Any]) -> Schedule:
     text = override_text(_checked_per_call(now_and_then))
     found = {name: check(options[name]) for name, check in direct.items() if name in options}
     return wanted._replace(options=_merged(wanted.options, text), **found)
+
+
+def _job(
+    engine: Engine,
+    called: Task[Any, Any],
+    wanted: Schedule,
+    args: Iterable[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+) -> Job:
+    """The job of a call; arguments that are not given are those that the schedule has."""
+    if args is not None and kwargs is not None:
+        return called.job(engine, *call_arguments(args, kwargs))
+    kept_args, kept_kwargs = engine.runtime.serializer.loads_call(wanted.payload)
+    given = call_arguments(kept_args if args is None else args, kept_kwargs if kwargs is None else kwargs)
+    try:
+        return called.job(engine, *given)
+    except TypeError as error:
+        raise TypeError(
+            f"{error}. Schedule {wanted.name!r} keeps the arguments that are not given; give args and kwargs to change "
+            "them (args=(), kwargs={} for none). Nothing was changed"
+        ) from None
+
+
+def _following(wanted: Schedule, before: Definition | None, after: Definition, call: Job) -> Schedule:
+    """The schedule with another task: what was said for the schedule stays, and what it had from its task comes from
+    the other one, or from how that is called.
+
+    Args:
+        wanted: bears the names and values of the task before still.
+        before: that task, if it is known here.
+        call: of the other one; ``expires`` is in seconds.
+    """
+    had, has = _own(before), _own(after)
+    said = {name: value for name, value in _carried(wanted).items() if value != had.get(name, UNSET)}
+    kept = {name: value for name, value in said.items() if name in (*_DIRECT, *PER_CALL, HEADERS)}
+    anew = {name: value for name, value in _carried(call).items() if value != has.get(name, UNSET)}
+    values = has | kept | anew
+    direct = {name: values.pop(name) for name in _DIRECT}
+    return wanted._replace(options=json.dumps(values, separators=(",", ":")) if values else None, **direct)
+
+
+#: What a schedule's jobs have besides the options that they carry.
+_DIRECT = ("queue", "priority", "expires")
+
+
+def _own(task: Definition | None) -> dict[str, Any]:
+    """What a task itself gives to its jobs."""
+    options = Options() if task is None else task.options
+    crash_rules = {} if task is None else {name: task.raw[name] for name in CRASH_RULES if name in task.raw}
+    return {name: getattr(options, name) for name in _DIRECT} | crash_rules
+
+
+def _carried(jobs: Schedule | Job) -> dict[str, Any]:
+    """What the jobs of a schedule, or of a call, have."""
+    options: dict[str, Any] = json.loads(jobs.options or "{}")
+    return {name: getattr(jobs, name) for name in _DIRECT} | options
 
 
 def _merged(text: str | None, more: str | None) -> str | None:

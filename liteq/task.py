@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, 
 
 from liteq import plan
 from liteq.definition import (
+    CRASH_RULES,
     LIMIT_KEY,
     PER_CALL,
     RATE_KEY,
@@ -83,7 +84,7 @@ class Task(Generic[P, R]):
         self._id = call.id or ""
         self._queue = call.queue or options.queue
         self._priority = options.priority if call.priority is None else call.priority
-        crash_rules = {name: definition.raw[name] for name in ("on_crash", "max_crashes") if name in definition.raw}
+        crash_rules = {name: definition.raw[name] for name in CRASH_RULES if name in definition.raw}
         self._text = override_text(crash_rules | _overrides(call)) if crash_rules else call.text
         if call.headers:
             self._text = with_headers(self._text, call.headers)

@@ -396,6 +396,55 @@ def test_update_changes_what_is_given_and_leaves_the_rest(app: LiteQ, note: Any,
     assert ('"a"' in again.arguments, '"k":2' in again.arguments.replace(" ", "")) == (True, True)
 
 
+def test_another_task_keeps_what_was_said_for_the_schedule(app: LiteQ, note: Any) -> None:
+    app.task(name="two", on_crash="fail")(lambda *words, **more: None)
+    options: dict[str, Any] = {"queue": "q2", "priority": 7, "expires": 99, "retries": 4, "max_crashes": 2}
+    first = app.schedules.add(
+        "s", note.using(headers={"trace": "t"}), "every 60s", args=("a",), kwargs={"k": 1}, **options
+    )
+    changed = app.schedules.update("s", task="two")
+    assert changed._replace(task="note", options=first.options, version=first.version) == first
+    assert json.loads(changed.options or "") == json.loads(first.options or "") | {"on_crash": "fail"}
+    back = app.schedules.update("s", task=note, kwargs={"k": 2})
+    assert ('"a"' in back.arguments, '"k":2' in back.arguments.replace(" ", "")) == (True, True)
+    assert back.options == first.options
+
+
+def test_another_task_brings_what_the_schedule_had_from_its_task(app: LiteQ, note: Any) -> None:
+    one = app.task(name="one", queue="mail", priority=3, on_crash="fail")(lambda *words: None)
+    two = app.task(name="two", queue="slow", expires=5)(lambda *words: None)
+    app.schedules.add("s", one, "every 60s", retries=1)
+    changed = app.schedules.update("s", task=two)
+    assert (changed.queue, changed.priority, changed.expires, changed.options) == ("slow", 0, 5.0, '{"retries":1}')
+    called = app.schedules.update("s", task=one.using(queue="urgent", retries=3).s("x"))
+    assert (called.queue, called.priority, called.expires, "x" in called.arguments) == ("urgent", 3, None, True)
+    assert json.loads(called.options or "") == {"retries": 3, "on_crash": "fail"}
+
+
+def test_a_task_that_does_not_take_the_arguments_kept_is_refused_and_told(app: LiteQ, note: Any) -> None:
+    app.task(name="none")(lambda: None)
+    first = app.schedules.add("s", note, "every 60s", args=("a",))
+    with pytest.raises(TypeError, match=r"too many positional arguments. Schedule 's' keeps .*args=\(\)"):
+        app.schedules.update("s", task="none")
+    assert app.schedules.get("s") == first
+    assert app.schedules.update("s", task="none", args=()).task == "none"
+
+
+def test_another_task_than_one_that_is_unknown_here_keeps_what_is_not_a_default(app: LiteQ, note: Any) -> None:
+    app.schedules.add("s", note, "every 60s", args=("a",), retries=1)
+    program = another_program(app)
+    program.task(name="two", priority=4)(lambda *words: None)
+    changed = program.schedules.update("s", task="two")
+    assert (changed.queue, changed.priority, changed.options) == ("notes", 4, '{"retries":1}')
+
+
+def test_what_a_limit_is_counted_by_follows_the_task(app: LiteQ, note: Any) -> None:
+    task = app.task(name="keyed", max_running=1, max_running_key="{user}", unique=True)(lambda user: None)
+    app.schedules.add("s", task.s(1), "every 60s", retries=2)
+    assert json.loads(app.schedules.update("s", task=note).options or "") == {"retries": 2}
+    assert json.loads(app.schedules.update("s", task=task).options or "")["limit_key"] == "1"
+
+
 def test_what_a_limit_is_counted_by_follows_the_arguments(app: LiteQ) -> None:
     task = app.task(name="keyed", max_running=1, max_running_key="{user}")(lambda user: None)
     stored = app.schedules.add("s", task.s(1), "every 60s", retries=2)
