@@ -213,7 +213,10 @@ class Schedules:
                 text = str(_trigger(trigger).with_timezone(engine.timezone))
                 wanted = _anchored(wanted._replace(trigger=text), now)
             wanted = wanted._replace(edited=standing.edited or standing.declared is not None)
-            return _aimed_after_change(standing, wanted, now)
+            changed = _aimed_after_change(standing, wanted, now)
+            if _is_moved(standing, changed) and not changed.paused and not changed.orphaned:
+                _require_due(changed, changed.slot)
+            return changed
 
         return _shown(engine, _change(engine, name, rule))
 
@@ -553,11 +556,13 @@ def _aimed_after_change(standing: Schedule, wanted: Schedule, now: float) -> Sch
     """What was due by the old times goes by the new ones from now on; otherwise the next slot stays."""
     if all(getattr(standing, field) == getattr(wanted, field) for field in (*_TIMING, "max_runs")):
         return wanted
-    moved = any(getattr(standing, field) != getattr(wanted, field) for field in _TIMING)
-    changed = aimed(wanted, now if moved or standing.slot is None else standing.slot - 1e-6, now)
-    if moved and not wanted.paused and not wanted.orphaned:
-        _require_due(changed, changed.slot)
-    return changed
+    if standing.slot is None or _is_moved(standing, wanted):
+        return aimed(wanted, now, now)
+    return aimed(wanted, standing.slot - 1e-6, now)
+
+
+def _is_moved(standing: Schedule, wanted: Schedule) -> bool:
+    return any(getattr(standing, field) != getattr(wanted, field) for field in _TIMING)
 
 
 def _put_new(engine: Engine, new: Schedule, *, replace: bool) -> None:

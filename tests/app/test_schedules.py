@@ -205,6 +205,25 @@ def test_what_somebody_edited_is_kept_and_shown_until_it_is_reset(app: LiteQ) ->
     assert (back.edited, back.priority) == (False, 0)
 
 
+@pytest.mark.parametrize(
+    ("trigger", "end"), [(at(datetime(2001, 1, 1)), None), (every(60), datetime(2001, 1, 1))], ids=["moment", "end"]
+)
+def test_reset_goes_back_to_code_whose_time_has_passed(app: LiteQ, trigger: Any, end: datetime | None) -> None:
+    told = declare(app, trigger, end=end)
+    app.schedules.update("job", trigger="every 5m", end=None, priority=9)
+    back = app.schedules.reset("job")
+    assert (back.state, back.edited, back.priority, back.end) == ("finished", False, 0, told.end)
+
+
+def test_code_whose_end_has_passed_finishes_the_schedule_and_keeps_what_it_has_run(app: LiteQ) -> None:
+    declare(app)
+    result = app.schedules.run_now("job")
+    (stored,) = app.storage.schedules("job")
+    app.storage.put_schedule(stored._replace(runs=4, ran="[[1.0,2.0]]"))
+    ended = declare(another_program(app), end=datetime(2001, 1, 1))
+    assert (ended.state, ended.runs, ended.ran, ended.last_id) == ("finished", 4, "[[1.0,2.0]]", result.id)
+
+
 def test_a_pause_outlives_a_change_in_the_code_and_is_no_edit(app: LiteQ) -> None:
     declare(app)
     assert app.schedules.pause("job")
