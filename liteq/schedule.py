@@ -141,6 +141,16 @@ class Schedule(NamedTuple):
         return None if self.last_slot is None else moment(self.last_slot)
 
     @property
+    def start_at(self) -> datetime | None:
+        """The first instant at which it may be due (aware, UTC)."""
+        return None if self.start is None else moment(self.start)
+
+    @property
+    def end_at(self) -> datetime | None:
+        """The last instant at which it may be due (aware, UTC)."""
+        return None if self.end is None else moment(self.end)
+
+    @property
     def created_at(self) -> datetime:
         """When it was stored (aware, UTC)."""
         return moment(self.created)

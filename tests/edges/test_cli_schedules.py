@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -111,8 +111,7 @@ def test_add_stores_what_is_given(liteq: Liteq) -> None:
     more += ["--jitter", "5", "--start", "2030-01-01T09:00", "--end", "2031-01-01T09:00+00:00", "--max-runs", "3"]
     more += ["--queue", "slow", "--priority", "-2", "--retries", "4", "--retry-delay", "2s", "--timeout", "1h"]
     record = add(liteq, "tick", "every 60s", *more, "--expires", "1d")
-    assert record["start"] == datetime.fromisoformat("2030-01-01T09:00+01:00").timestamp()
-    assert record["end"] == datetime.fromisoformat("2031-01-01T09:00+00:00").timestamp()
+    assert (record["start"], record["end"]) == ("2030-01-01T08:00:00+00:00", "2031-01-01T09:00:00+00:00")
     assert record["options"] == {"retries": 4, "retry_delay": 2.0, "timeout": 3600.0}
     kept = {"catch_up": "all", "overlap": "queue", "grace": 60.0, "jitter": 5.0, "max_runs": 3, "expires": 86_400.0}
     kept |= {"queue": "slow", "priority": -2, "state": "active", "source": "user", "runs": 0, "last_run": None}
