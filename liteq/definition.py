@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from liteq import gates
 from liteq.errors import ConfigurationError
 from liteq.gates import Need
-from liteq.instants import positive_seconds
+from liteq.instants import positive_seconds, within_reach
 from liteq.job import HEADERS, Job, with_headers
 from liteq.lifecycle import Policy
 from liteq.retry import RetryDelay, retry_delay
@@ -232,7 +232,7 @@ def check_options(given: Mapping[str, Any]) -> Options:
         retry_on=_exceptions(given.get("retry_on", (Exception,)), "retry_on"),
         give_up_on=_exceptions(given.get("give_up_on", ()), "give_up_on"),
         timeout=None if timeout is None else positive_seconds(timeout, "timeout", allow_zero=False),
-        expires=None if expires is None else positive_seconds(expires, "expires"),
+        expires=None if expires is None else within_reach(positive_seconds(expires, "expires"), "expires"),
         context=_flag(given.get("context", False), "context"),
         store_result=_flag(given.get("store_result", True), "store_result"),
         max_running=_max_running(given),

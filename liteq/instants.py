@@ -11,6 +11,9 @@ from math import inf, isfinite
 
 from liteq.errors import ConfigurationError
 
+#: In seconds.
+_THOUSAND_YEARS = 365_250 * 86_400.0
+
 
 def zone(spec: str | tzinfo) -> tzinfo:
     """The time zone named ``spec``.
@@ -75,6 +78,17 @@ def positive_seconds(value: float | timedelta, what: str, *, allow_zero: bool = 
     return duration
 
 
+def within_reach(duration: float, what: str) -> float:
+    """A duration that will be added to instants which are not known yet, so short that a datetime can show the sum.
+
+    Raises:
+        ConfigurationError: it has more than a thousand years.
+    """
+    if duration > _THOUSAND_YEARS:
+        raise ConfigurationError(f"{what} must be at most a thousand years, not {duration:.6g} s")
+    return duration
+
+
 def timestamp(moment: datetime, default_zone: tzinfo, what: str) -> float:
     """An instant as float seconds since the epoch; a naive one is read in ``default_zone``.
 
@@ -103,17 +117,23 @@ def due_at(now: float, default_zone: tzinfo, *, eta: datetime | None, delay: flo
     if eta is not None:
         if delay is not None:
             raise TypeError("give eta or delay, not both")
-        return _in_the_calendar(timestamp(eta, default_zone, "eta"), "eta", eta)
+        return in_the_calendar(timestamp(eta, default_zone, "eta"), "eta", eta)
     if delay is not None:
-        return _in_the_calendar(now + seconds(delay, "delay"), "delay", delay)
+        return in_the_calendar(now + seconds(delay, "delay"), "delay", delay)
     return None
 
 
 _EARLIEST = datetime.min.replace(tzinfo=UTC).timestamp()
-_LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()
+#: The last instant that a datetime can show.
+LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()
 
 
-def _in_the_calendar(instant: float, what: str, value: object) -> float:
-    if not _EARLIEST <= instant <= _LATEST:
+def in_the_calendar(instant: float, what: str, value: object) -> float:
+    """An instant that a datetime can show.
+
+    Raises:
+        ConfigurationError: it lies beyond the years 1 to 9999.
+    """
+    if not _EARLIEST <= instant <= LATEST:
         raise ConfigurationError(f"{what}={value!r} leads beyond the years 1 to 9999")
     return instant

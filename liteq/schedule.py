@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from liteq.errors import ConfigurationError
-from liteq.instants import moment
+from liteq.instants import LATEST, moment
 from liteq.job import Job, JobState, origin_text
 from liteq.unique import without_unique
 
@@ -382,7 +382,8 @@ class _Calendar:
             return slot
         from liteq.triggers import jitter_of
 
-        return slot + jitter_of(moment(slot), self.schedule.jitter, self.schedule.name).total_seconds()
+        delay = jitter_of(moment(slot), self.schedule.jitter, self.schedule.name)
+        return min(slot + delay.total_seconds(), LATEST)
 
     def following(self, after: float) -> float | None:
         """The first slot after this instant that is not decided yet."""

@@ -25,7 +25,7 @@ from liteq.definition import (
 )
 from liteq.engine import Engine
 from liteq.errors import ConfigurationError, DuplicateSchedule, ScheduleNotFound, TriggerError, UnknownTask
-from liteq.instants import moment, positive_seconds, timestamp
+from liteq.instants import LATEST, in_the_calendar, moment, positive_seconds, timestamp, within_reach
 from liteq.job import HEADERS, Job, JobState
 from liteq.result import Result
 from liteq.schedule import CatchUp, Overlap, Schedule, aimed, trigger_of
@@ -199,7 +199,7 @@ class Schedules:
         given: dict[str, Any] = {
             "catch_up": None if catch_up is None else _one_of(catch_up, "catch_up", get_args(CatchUp)),
             "overlap": None if overlap is None else _one_of(overlap, "overlap", get_args(Overlap)),
-            "jitter": None if jitter is None else positive_seconds(jitter, "jitter"),
+            "jitter": None if jitter is None else within_reach(positive_seconds(jitter, "jitter"), "jitter"),
         }
         changes = {field: value for field, value in given.items() if value is not None}
         changes |= self._limits({"grace": grace, "start": start, "end": end, "max_runs": max_runs})
@@ -367,7 +367,7 @@ class Schedules:
             str(_trigger(trigger).with_timezone(zone)),
             catch_up=_one_of(catch_up, "catch_up", get_args(CatchUp)),
             overlap=_one_of(overlap, "overlap", get_args(Overlap)),
-            jitter=positive_seconds(jitter, "jitter"),
+            jitter=within_reach(positive_seconds(jitter, "jitter"), "jitter"),
             **self._limits({"grace": grace, "start": start, "end": end, "max_runs": max_runs}),
         )
         if new.start is not None and new.end is not None and new.end < new.start:
@@ -380,8 +380,8 @@ class Schedules:
         zone = self._of_the_moment().timezone
         checks: dict[str, Callable[[Any], Any]] = {
             "grace": lambda value: positive_seconds(value, "grace"),
-            "start": lambda value: timestamp(value, zone, "start"),
-            "end": lambda value: timestamp(value, zone, "end"),
+            "start": lambda value: in_the_calendar(timestamp(value, zone, "start"), "start", value),
+            "end": lambda value: min(timestamp(value, zone, "end"), LATEST),  # datetime.max is later, as a float
             "max_runs": lambda value: check_integer(value, "max_runs", least=1),
         }
         told = {field: value for field, value in given.items() if value is not UNSET}
@@ -597,7 +597,7 @@ def _with_options(wanted: Schedule, options: Mapping[str, Any]) -> Schedule:
     direct: dict[str, Callable[[Any], Any]] = {
         "queue": lambda value: check_name(value, "queue"),
         "priority": lambda value: check_integer(value, "priority", least=-(1 << 63)),
-        "expires": lambda value: None if value is None else positive_seconds(value, "expires"),
+        "expires": lambda value: None if value is None else within_reach(positive_seconds(value, "expires"), "expires"),
     }
     for refused in ("eta", "delay", "id"):
         if refused in options:

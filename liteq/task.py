@@ -25,7 +25,7 @@ from liteq.definition import (
 )
 from liteq.engine import Engine
 from liteq.errors import ConfigurationError, PayloadTooLarge, SerializationError
-from liteq.instants import due_at, seconds, timestamp
+from liteq.instants import due_at, in_the_calendar, seconds, timestamp, within_reach
 from liteq.job import Job, JobState, shorten, with_headers
 from liteq.result import Receiver, Result, ResultGroup
 from liteq.unique import UNIQUE_OPTIONS, Rule, rule_of
@@ -520,8 +520,8 @@ def _utc() -> tzinfo:
 
 def _expiry(expires: float | timedelta | datetime, now: float, zone: tzinfo) -> float:
     if isinstance(expires, datetime):
-        return timestamp(expires, zone, "expires")
-    return now + seconds(expires, "expires")
+        return in_the_calendar(timestamp(expires, zone, "expires"), "expires", expires)
+    return now + within_reach(seconds(expires, "expires"), "expires")
 
 
 def _summary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -198,6 +198,8 @@ def test_values_come_back_as_they_went(app: LiteQ, argument: Any) -> None:
         ({"id": "x" * 256}, ValueError, "id"),
         ({"id": "a\0b"}, ValueError, "id"),
         ({"expires": "5"}, TypeError, "expires"),
+        ({"expires": 8.6e12}, ConfigurationError, "expires must be at most a thousand years"),
+        ({"expires": datetime.max}, ConfigurationError, "expires=.* leads beyond the years 1 to 9999"),
         ({"retries": -1}, ValueError, "retries"),
         ({"retries": "5"}, TypeError, "retries"),
         ({"retry_delay": "5"}, TypeError, "retry_delay"),

@@ -6,7 +6,7 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -368,6 +368,25 @@ def test_what_will_never_be_due_is_refused(app: LiteQ, note: Any, trigger: Any, 
     with pytest.raises(TriggerError, match="never due"):
         app.schedules.add("s", note, trigger, **limits)
     assert app.schedules.list() == []
+
+
+@pytest.mark.parametrize("option", ["jitter", "expires"])
+def test_a_delay_beyond_the_calendar_is_refused_and_nothing_is_stored(app: LiteQ, note: Any, option: str) -> None:
+    too_long: dict[str, Any] = {option: timedelta(days=20_000_000)}
+    with pytest.raises(ConfigurationError, match=f"{option} must be at most a thousand years"):
+        app.schedules.add("s", note, "@daily", **too_long)
+    first = app.schedules.add("s", note, "@daily")
+    with pytest.raises(ConfigurationError, match=f"{option} must be at most a thousand years"):
+        app.schedules.update("s", **too_long)
+    assert app.schedules.get("s") == first
+
+
+def test_limits_at_the_ends_of_the_calendar_can_be_shown(app: LiteQ, note: Any) -> None:
+    last = app.schedules.add("s", note, at(datetime(9999, 12, 31, tzinfo=UTC)), jitter=30 * 86_400, end=datetime.max)
+    assert (last.next_run, last.end_at) == (moment(last.due or 0), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+    assert len(app.schedules.preview("s")) == 1
+    with pytest.raises(ConfigurationError, match=r"start=.* leads beyond the years 1 to 9999"):
+        app.schedules.update("s", start=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=2))))
 
 
 @pytest.mark.parametrize("option", ["eta", "delay", "id"])

@@ -115,6 +115,7 @@ def test_only_functions_become_tasks(app: LiteQ, what: Any) -> None:
         ({"timeout": -1}, ValueError, "timeout"),
         ({"timeout": "5"}, TypeError, "timeout"),
         ({"expires": -1}, ValueError, "expires"),
+        ({"expires": 8.6e12}, ValueError, "expires must be at most a thousand years"),
         ({"expires": "5"}, TypeError, "expires"),
         ({"context": 1}, TypeError, "context"),
         ({"on_crash": "explode"}, ValueError, "on_crash"),

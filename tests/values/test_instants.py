@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liteq.errors import ConfigurationError
-from liteq.instants import due_at, moment, positive_seconds, seconds, timestamp, zone
+from liteq.instants import due_at, moment, positive_seconds, seconds, timestamp, within_reach, zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = 1_700_000_000.0
@@ -190,6 +190,13 @@ def test_an_eta_at_the_edge_of_the_calendar_is_shown_or_refused() -> None:
     assert due_at(NOW, UTC, eta=last, delay=None) == last.replace(tzinfo=UTC).timestamp()
     with pytest.raises(ConfigurationError, match=r"^eta=.* leads beyond the years 1 to 9999"):
         due_at(NOW, timezone(timedelta(hours=-1)), eta=last, delay=None)
+
+
+def test_a_duration_to_be_added_later_has_at_most_a_thousand_years() -> None:
+    years = 365_250 * 86_400.0
+    assert within_reach(years, "jitter") == years
+    with pytest.raises(ConfigurationError, match="jitter must be at most a thousand years"):
+        within_reach(years + 1, "jitter")
 
 
 @given(st.floats(-1e12, 1e12))
