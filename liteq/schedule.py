@@ -295,7 +295,8 @@ def slot_id(name: str, slot: float) -> str:
 
 
 def upcoming(schedule: Schedule, now: float, zone: tzinfo) -> Iterator[datetime]:
-    """The instants at which the schedule is due from now on, jitter included.
+    """The instants at which the schedule is due from now on, jitter included. Slots are fired in their order: where the
+    jitter is wider than the time between two, the second one is not due before the first.
 
     Args:
         schedule: also a paused one: as if it were resumed now.
@@ -305,8 +306,10 @@ def upcoming(schedule: Schedule, now: float, zone: tzinfo) -> Iterator[datetime]
     zone = calendar.trigger.timezone or zone
     slot = calendar.following(now) if schedule.slot is None else schedule.slot
     left = None if schedule.max_runs is None else schedule.max_runs - schedule.runs
+    due = float("-inf")
     while slot is not None and (left is None or left > 0):
-        yield moment(calendar.due(slot)).astimezone(zone)
+        due = max(due, calendar.due(slot))
+        yield moment(due).astimezone(zone)
         slot = calendar.following(slot)
         left = None if left is None else left - 1
 

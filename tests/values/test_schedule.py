@@ -427,6 +427,21 @@ def test_a_preview_shows_the_local_time() -> None:
     assert [one.isoformat() for one in found] == ["2026-03-29T03:00:00+02:00", "2026-03-30T02:30:00+02:00"]
 
 
+@pytest.mark.parametrize("jitter", [0.0, 5.0, 60.0])
+def test_a_preview_shows_when_each_slot_will_be_fired_however_wide_the_jitter(jitter: float) -> None:
+    watcher = Watcher(new(jitter=jitter, overlap="allow"))
+    watcher.run(START, START + 100)  # on the way, as a schedule mostly is
+    shown = list(islice(upcoming(watcher.schedule, START + 100, UTC), 30))
+    fired: list[datetime] = []
+    while len(fired) < len(shown):
+        now = watcher.schedule.due
+        assert now is not None
+        fired += [moment(now)] * len(watcher.look(now))
+    assert shown == fired[: len(shown)]
+    assert shown == sorted(shown)
+    assert shown[0] > moment(START + 100)
+
+
 def test_a_preview_ends_with_the_schedule() -> None:
     schedule = new(max_runs=2)
     assert len(list(islice(upcoming(schedule, START, UTC), 10))) == 2
