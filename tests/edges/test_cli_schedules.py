@@ -336,6 +336,19 @@ def test_where_there_is_no_cron_that_is_said(liteq: Liteq) -> None:
         (["cron", "planned.app", "--when", "99 * * * *"], "crontab minute: '99' is out of range"),
         (["cron", "planned.app", "--when", "0 0 30 2 *"], "no date ever matches"),
         (["cron", "planned.app", "--options", "--nonsense"], "does not run with --options='--nonsense': unrecognized"),
+        (["cron", "planned.app", "--when", "5"], "five fields of a crontab, or one of @yearly"),
+        (["cron", "planned.app", "--when", "@DAILY"], "five fields of a crontab, or one of @yearly"),
+        (["cron", "planned.app", "--when", "0 0 L * *"], "cron does not take 'L'"),
+        (["cron", "planned.app", "--when", "0 0 15W * *"], "cron does not take '15W'"),
+        (["cron", "planned.app", "--when", "0 0 * * 1,fri#2"], "cron does not take 'fri#2'"),
+        (["cron", "planned.app", "--when", "22-2 * * * *"], "cron does not take '22-2'"),
+        (["cron", "planned.app", "--when", "0 0 * * sat-sun"], "cron does not take 'sat-sun'"),
+        (["cron", "planned.app", "--when", "0 0 * nov-feb *"], "cron does not take 'nov-feb'"),
+        (["cron", "planned.app", "--when", "5/20 * * * *"], "cron does not take '5/20'"),
+        (["cron", "planned.app", "--options", "--reload"], "--reload does not go with cron"),
+        (["cron", "planned.app", "--system"], "--system is for systemd"),
+        (["systemd", "planned.app", "--when", "* * * * *"], "--when is for cron"),
+        (["systemd", "planned.app", "--options", "--burst"], "--burst does not go with systemd"),
         (["systemd", "planned.app", "--options", "-w 0"], "'0'"),
         (["systemd", "planned.app", "--options", "-w 2 other.app"], "other.app"),
     ],
@@ -344,6 +357,16 @@ def test_a_wrong_installation_is_refused(liteq: Liteq, words: list[str], message
     code, _, err = liteq("install", *words)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize(
+    "when",
+    ["@daily", "0 0 * * MON-Fri", "*/5,7 8-18/2 1 jan-mar,dec 5-7", "0 0 * * sun-tue", "00 04 1-31 * 7", "* *  * * *"],
+)
+def test_times_that_cron_takes_are_installed_as_they_are(liteq: Liteq, when: str) -> None:
+    code, line, err = liteq("install", "cron", "planned.app", "--dry-run", "--when", when)
+    assert (code, err) == (0, "")
+    assert line.startswith(f"{when} cd ")
 
 
 def test_a_unit_is_written_and_removed(liteq: Liteq, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,14 @@ from liteq.cli.target import is_file, opened
 
 KINDS = ("cron", "systemd")
 _EVERY_MINUTE = "* * * * *"
+_NICKNAMES = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly", "@reboot")
+#: One item of a field as cron reads it, which knows less than `liteq.crontab`: a step after a star or a range only.
+_ITEM = re.compile(
+    r"(?:\*|(?P<first>\d+|[a-z]{3})-(?P<last>\d+|[a-z]{3}))(?:/\d+)?|\d+|[a-z]{3}", re.ASCII | re.IGNORECASE
+)
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_NUMBERS = {name: number for names in (_DAYS, _MONTHS) for number, name in enumerate(names)}
 #: Seconds that systemd waits for the end of a consumer, beyond its shutdown timeout; and at least.
 _BEYOND, _AT_LEAST = 15, 60
 
@@ -64,9 +72,7 @@ def declare(commands: Commands) -> None:
     install.add_argument(
         "--options", metavar="TEXT", default="", help="options of liteq_consumer: '-w 4 -q mail' (with quotes)"
     )
-    install.add_argument(
-        "--when", metavar="FIELDS", default=_EVERY_MINUTE, help="cron: when to look (default each minute: '* * * * *')"
-    )
+    install.add_argument("--when", metavar="FIELDS", help="cron: when to look (default each minute: '* * * * *')")
 
 
 def in_one_word(argv: Sequence[str]) -> list[str]:
@@ -80,6 +86,7 @@ def in_one_word(argv: Sequence[str]) -> list[str]:
 
 def install_one(arguments: argparse.Namespace, output: Output) -> int:
     """Write a line of the crontab, or a unit."""
+    _check_kind(arguments)
     patience = _check(arguments)
     if arguments.kind == "cron":
         return _install_cron(arguments, output)
@@ -88,30 +95,61 @@ def install_one(arguments: argparse.Namespace, output: Output) -> int:
 
 def uninstall_one(arguments: argparse.Namespace, output: Output) -> int:
     """Remove what was written."""
+    _check_kind(arguments)
     return _uninstall_cron(arguments, output) if arguments.kind == "cron" else _uninstall_unit(arguments, output)
+
+
+def _check_kind(arguments: argparse.Namespace) -> None:
+    """What is said for the other kind would be without effect."""
+    if arguments.kind == "cron" and arguments.system:
+        raise Refused("--system is for systemd; cron runs it for the user whose crontab it is", MISUSED)
+    if arguments.kind == "systemd" and getattr(arguments, "when", None) is not None:
+        raise Refused("--when is for cron; systemd keeps the consumer running", MISUSED)
 
 
 def _check(arguments: argparse.Namespace) -> float:
     """Whatever could go wrong later, where nobody looks, goes wrong here; returns the consumer's shutdown timeout."""
     if is_file(arguments.app):
         raise Refused(f"install takes an app (module.app), not a file: {arguments.app}", MISUSED)
-    if re.search(r"[\0-\x1f\x7f]", _here() + arguments.options + arguments.when):
+    if re.search(r"[\0-\x1f\x7f]", _here() + arguments.options + (arguments.when or "")):
         raise Refused("a directory or an option with a line break or another control character cannot be installed")
-    _check_when(arguments)
+    if arguments.when is not None:
+        _check_when(arguments.when)
     shutdown_timeout = _check_options(arguments)
     with opened(arguments.app):
         return shutdown_timeout
 
 
-def _check_when(arguments: argparse.Namespace) -> None:
+def _check_when(when: str) -> None:
     from liteq import TriggerError, crontab  # a third of what `liteq --help` would take with them
 
-    if len(arguments.when.split()) not in (1, 5):
-        raise Refused(f"--when takes the five fields of a crontab, not {arguments.when!r}", MISUSED)
+    if when in _NICKNAMES:
+        return
+    fields = when.split()
+    if len(fields) != 5:
+        nicknames = ", ".join(_NICKNAMES)
+        raise Refused(f"--when takes the five fields of a crontab, or one of {nicknames}, not {when!r}", MISUSED)
     try:
-        crontab(arguments.when)
+        crontab(when)
     except TriggerError as error:
-        raise Refused(f"--when={arguments.when!r}: {error}", MISUSED) from None
+        raise Refused(f"--when={when!r}: {error}", MISUSED) from None
+    strange = [item for field in fields for item in field.split(",") if not _is_crons(item)]
+    if strange:
+        raise Refused(
+            f"--when={when!r}: cron does not take {strange[0]!r}; it takes numbers, names, and ranges upwards "
+            "(Sunday is 7 at their end), steps after * or a range, and no L, W or #",
+            MISUSED,
+        )
+
+
+def _is_crons(item: str) -> bool:
+    """Whether cron, too, takes an item that a trigger may have."""
+    found = _ITEM.fullmatch(item)
+    return found is not None and (found["first"] is None or _number(found["first"]) <= _number(found["last"]))
+
+
+def _number(value: str) -> int:
+    return int(value) if value.isdecimal() else _NUMBERS.get(value.lower(), 0)
 
 
 def _check_options(arguments: argparse.Namespace) -> float:
@@ -121,10 +159,18 @@ def _check_options(arguments: argparse.Namespace) -> float:
     said = io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(said):
-            return float(understood([arguments.app, *_options(arguments)]).shutdown_timeout)
+            told = understood([arguments.app, *_options(arguments)])
     except SystemExit:
         why = said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2]
         raise Refused(f"liteq_consumer does not run with --options={arguments.options!r}: {why}", MISUSED) from None
+    if arguments.kind == "cron" and told.reload:
+        raise Refused("--reload does not go with cron: each of its consumers ends when nothing is due", MISUSED)
+    if arguments.kind == "systemd" and told.burst:
+        raise Refused(
+            "--burst does not go with systemd, which would start the consumer again each time it ends; use cron",
+            MISUSED,
+        )
+    return float(told.shutdown_timeout)
 
 
 def _here() -> str:
@@ -152,7 +198,9 @@ def _options(arguments: argparse.Namespace) -> list[str]:
 def _install_cron(arguments: argparse.Namespace, output: Output) -> int:
     tag = _tag(arguments.app)
     command = f"cd {shlex.quote(_here())} && {shlex.join(_words(arguments, '--burst'))}"
-    line = f"{arguments.when} {command} {tag}".replace("%", r"\%")  # cron reads % as the end of the line
+    line = f"{arguments.when or _EVERY_MINUTE} {command} {tag}".replace(
+        "%", r"\%"
+    )  # cron reads % as the end of the line
     if arguments.dry_run:
         output.record({"kind": "cron", "line": line, "written": False}, escaped(line))
         return DONE
