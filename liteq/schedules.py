@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
@@ -380,8 +380,8 @@ class Schedules:
         zone = self._of_the_moment().timezone
         checks: dict[str, Callable[[Any], Any]] = {
             "grace": lambda value: positive_seconds(value, "grace"),
-            "start": lambda value: in_the_calendar(timestamp(value, zone, "start"), "start", value),
-            "end": lambda value: min(timestamp(value, zone, "end"), LATEST),  # datetime.max is later, as a float
+            "start": lambda value: in_the_calendar(_limit(value, zone, "start"), "start", value),
+            "end": lambda value: min(_limit(value, zone, "end"), LATEST),  # datetime.max is later, as a float
             "max_runs": lambda value: check_integer(value, "max_runs", least=1),
         }
         told = {field: value for field, value in given.items() if value is not UNSET}
@@ -521,7 +521,7 @@ def _shown(engine: Engine, standing: Schedule) -> Schedule:
     knows_code = bool(engine.tasks)  # without tasks, only the file is known: `liteq schedules app.db`
     if standing.declared is None or standing.orphaned or not knows_code or is_declared(engine, standing):
         return standing
-    return standing._replace(orphaned=True)
+    return standing._replace(orphaned=True, slot=None, due=None)
 
 
 # ── one schedule ─────────────────────────────────────────────────────────────────────────────────────────
@@ -708,6 +708,20 @@ def _one_of(value: str, what: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ConfigurationError(f"{what} takes {', '.join(map(repr, choices))}, not {value!r}")
     return value
+
+
+def _limit(value: datetime, zone: tzinfo, what: str) -> float:
+    """An instant that limits a schedule. A naive one that the clock skips when it is set forward is the end of that
+    gap, as in ``at(...)`` and for the slots themselves.
+    """
+    if isinstance(value, datetime) and value.tzinfo is None:
+        from liteq.triggers.zones import clock_zone, first_passage, offsets
+
+        clock = clock_zone(zone)
+        first, second = offsets(value, clock)
+        if first < second:
+            value = first_passage(value, clock)
+    return timestamp(value, zone, what)
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

@@ -241,6 +241,14 @@ def test_one_that_disappeared_from_the_code_is_shown_as_orphaned(app: LiteQ) -> 
     assert app.schedules.get("job").state == "active"
 
 
+def test_an_orphan_that_no_consumer_has_seen_yet_is_not_shown_as_due(app: LiteQ) -> None:
+    declare(app)
+    program = another_program(app)
+    program.task(lambda: None)
+    (shown,) = program.schedules.list()
+    assert (shown.state, shown.next_run) == ("orphaned", None)
+
+
 def test_whoever_only_knows_the_file_calls_nothing_orphaned(app: LiteQ) -> None:
     declare(app)
     assert another_program(app).schedules.get("job").state == "active"
@@ -368,6 +376,17 @@ def test_what_will_never_be_due_is_refused(app: LiteQ, note: Any, trigger: Any, 
     with pytest.raises(TriggerError, match="never due"):
         app.schedules.add("s", note, trigger, **limits)
     assert app.schedules.list() == []
+
+
+def test_limits_that_the_clock_never_shows_are_read_as_the_slots_are(clock: ManualClock) -> None:
+    app = LiteQ(":memory:", timezone="Europe/Berlin", clock=clock)
+    task = app.task(name="task")(lambda: None)
+    gap = datetime(2027, 3, 28, 2, 30)
+    once = app.schedules.add("s", task, "30 2 * * *", start=gap, end=gap)
+    assert once.next_run == once.start_at == once.end_at == datetime(2027, 3, 28, 1, tzinfo=UTC)
+    assert app.schedules.add("t", task, at(gap)).next_run == once.next_run
+    fold = app.schedules.update("s", end=datetime(2027, 10, 31, 2, 30, fold=1))
+    assert fold.end_at == datetime(2027, 10, 31, 1, 30, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("option", ["jitter", "expires"])

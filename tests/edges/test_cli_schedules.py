@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from commandline import Shop, shop_in
 
 from liteq import every
 from liteq.cli import main as program
-from liteq.cli.commands.schedules import either_order
+from liteq.cli.commands.schedules import FLAGS, either_order
 
 PLANNED = """
 from liteq import LiteQ, crontab
@@ -126,6 +127,47 @@ def test_both_orders_are_understood(liteq: Liteq) -> None:
     assert records(liteq("schedules", "pause", "--json", "shop.db", "tick")) == [{"name": "tick", "paused": True}]
     assert either_order(["ls", "list", "x"]) == ["ls", "list", "x"]
     assert either_order(["schedules", "list"]) == ["schedules", "list"]
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        ("preview --trigger every-5m app.app", "app.app preview --trigger every-5m"),
+        ("preview --trig=every-5m app.app", "app.app preview --trig=every-5m"),
+        ("preview -n 1 app.app k", "app.app preview -n 1 k"),
+        ("preview -n1 app.app k", "app.app preview -n1 k"),
+        ("--json list app.app", "--json app.app list"),
+        ("-v list --js app.app k", "-v app.app list --js k"),
+        ("update --priority -2 app.app k", "app.app update --priority -2 k"),
+        ("rm -- app.app k", "app.app rm -- k"),
+        ("app.app --json list", "app.app --json list"),
+        ("app.app list list", "app.app list list"),
+        ("--json list", "--json list"),
+    ],
+)
+def test_options_may_stand_before_the_app_in_either_order(given: str, understood: str) -> None:
+    assert either_order(["schedules", *given.split()]) == ["schedules", *understood.split()]
+
+
+def test_which_options_take_no_value_is_known() -> None:
+    def parsers(one: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+        yield one
+        for action in one._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for below in action.choices.values():
+                    yield from parsers(below)
+
+    ours = [one for one in parsers(program.parser()) if one.prog.startswith("liteq schedules")]
+    options = [action for one in ours for action in one._actions if action.option_strings]
+    assert {name for one in options if one.nargs == 0 for name in one.option_strings} == set(FLAGS)
+
+
+def test_a_paused_schedule_whose_code_is_gone_does_not_go_on(liteq: Liteq, shop: Shop) -> None:
+    liteq("schedules", "planned.app")
+    liteq("schedules", "planned.app", "pause", "planned.report")
+    shop.module("planned", PLANNED.replace("def report", "def another"))
+    _, out, _ = liteq("schedules", "planned.app", "resume", "planned.report")
+    assert out.startswith("planned.report is not paused any more, but fires nothing: it is declared in no code")
 
 
 def test_update_pause_resume_reset(liteq: Liteq) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 COMMAND = "schedules"
 ACTIONS = ("list", "add", "update", "pause", "resume", "run", "rm", "reset", "preview")
+#: The options that take no value.
+FLAGS = ("--json", "--replace", "-v", "--verbose", "-h", "--help")
 
 Act = Callable[[LiteQ, argparse.Namespace, Output], int]
 
@@ -60,11 +62,30 @@ def declare(commands: Commands) -> None:
 def either_order(argv: Sequence[str]) -> list[str]:
     """``schedules list APP`` as ``schedules APP list``: both are understood."""
     words = list(argv)
-    if len(words) > 2 and words[0] == COMMAND and words[1] in ACTIONS:
-        place = next((place for place, word in enumerate(words) if place > 1 and not word.startswith("-")), None)
-        if place is not None:
-            words.insert(1, words.pop(place))
+    if words[:1] == [COMMAND]:
+        action = _plain_word(words, 1)
+        app = None if action is None or words[action] not in ACTIONS else _plain_word(words, action + 1)
+        if action is not None and app is not None:
+            words.insert(action, words.pop(app))
     return words
+
+
+def _plain_word(words: Sequence[str], start: int) -> int | None:
+    """The place of the first word from ``start`` that is no option, nor the value of one."""
+    is_value = False
+    for place in range(start, len(words)):
+        word = words[place]
+        if not is_value and not word.startswith("-"):
+            return place
+        is_value = not is_value and _wants_value(word)
+    return None
+
+
+def _wants_value(option: str) -> bool:
+    """Whether the word after an option is its value."""
+    if option.startswith("--"):
+        return "=" not in option and not any(flag.startswith(option) for flag in FLAGS)  # they may be shortened
+    return len(option) == len("-n") and option not in FLAGS
 
 
 def _declare_add(add: argparse.ArgumentParser) -> None:
@@ -303,7 +324,16 @@ def pause_schedules(app: LiteQ, arguments: argparse.Namespace, output: Output) -
 
 def resume_schedules(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
     """Resume each."""
-    return _each(arguments, output, app.schedules.resume, "resumed", "goes on", "was not paused")
+    for name in arguments.names:
+        changed = app.schedules.resume(name)
+        words = "was not paused" if not changed else _resumed(app.schedules.get(name))
+        output.record({"name": name, "resumed": changed}, f"{escaped(name)} {words}")
+    return DONE
+
+
+def _resumed(one: Schedule) -> str:
+    orphaned = "is not paused any more, but fires nothing: it is declared in no code (orphaned)"
+    return orphaned if one.state == "orphaned" else "goes on"
 
 
 def remove_schedules(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
