@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -54,7 +55,7 @@ def test_people_are_told_the_cause_and_what_to_do(app: LiteQ, capsys: pytest.Cap
         "  its queue 'mail' is paused\n"
         f"      liteq resume {path} mail\n"
         "  no consumer is alive\n"
-        f"      start one: liteq_consumer {path}\n"
+        "      start one: liteq_consumer module.app\n"
     )
     assert why(app, capsys, "1") == (0, expected, "")
     assert why(app, capsys, result.id, "1") == (0, f"{expected}\n{expected}", "")
@@ -73,11 +74,22 @@ def test_programs_are_told_the_same_as_json(app: LiteQ, capsys: pytest.CaptureFi
                 {
                     "code": "no_consumer",
                     "text": "no consumer is alive",
-                    "advice": f"start one: liteq_consumer {app.storage.location}",
+                    "advice": "start one: liteq_consumer module.app",
                 }
             ],
         },
     )
+
+
+def test_who_names_the_app_is_told_to_start_a_consumer_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "why_shop.py").write_text("from liteq import LiteQ\napp = LiteQ('queue.db')\nping = app.task(print)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("why_shop").ping()
+    assert program.main(["why", "why_shop.app", "1"]) == 0
+    assert "start one: liteq_consumer why_shop.app\n" in capsys.readouterr().out
 
 
 def test_an_unknown_job_is_an_error(app: LiteQ, capsys: pytest.CaptureFixture[str]) -> None:

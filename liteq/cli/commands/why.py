@@ -11,6 +11,7 @@ from liteq.cli.endings import DONE
 from liteq.cli.escaping import escaped
 from liteq.cli.jobs import find
 from liteq.cli.output import Output
+from liteq.cli.target import is_file
 
 
 def declare(commands: Commands) -> None:
@@ -40,5 +41,16 @@ def explain(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _for(target: str, advice: str) -> str:
-    """The advice with what it is about put into its commands."""
-    return re.sub(r"\b(liteq(?:_consumer| \w+)) APP\b", lambda match: f"{match[1]} {target}", advice)
+    """The advice with what it is about put into its commands. A consumer runs the app's code, so a file will not do
+    for it.
+    """
+    app = _AN_APP if is_file(target) else target
+    return re.sub(
+        r"\b(liteq(_consumer| \w+)) APP\b",
+        lambda match: f"{match[1]} {app if match[2] == '_consumer' else target}",
+        advice,
+    )
+
+
+#: How an app is named where only its file is known.
+_AN_APP = "module.app"
