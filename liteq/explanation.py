@@ -102,6 +102,7 @@ class Facts:
         prior: the job that it waits for, if that is one.
         suspended: the step at which it sleeps, or waits for an event until it gives up.
         missing: of the jobs that it waits for as a part of a workflow, those that have not ended.
+        root: the job at the root of its end, where it ended because of one that it waits for.
     """
 
     job: Job
@@ -118,6 +119,7 @@ class Facts:
     prior: Job | None = None
     suspended: Step | None = None
     missing: tuple[Link, ...] = ()
+    root: Job | None = None
 
 
 def explain(facts: Facts) -> Explanation:
@@ -318,7 +320,7 @@ def _orphaned(facts: Facts, consumer: ConsumerFacts | None) -> Cause:
 
 def _ended(facts: Facts) -> Iterator[Cause]:
     job, when = facts.job, _ago(facts, facts.job.finished)
-    again = f"liteq retry APP {job.id} runs it again"
+    again = f"liteq retry APP {job.id} runs it again" if facts.root is None else _back(facts.root)
     if job.state is JobState.SUCCEEDED:
         took = "" if job.started is None or job.finished is None else f", after {_span(job.finished - job.started)}"
         yield Cause("succeeded", f"it succeeded {when}{took}", again)
@@ -328,9 +330,18 @@ def _ended(facts: Facts) -> Iterator[Cause]:
         tries = f"{job.attempt} attempt{'s'[: job.attempt != 1]}"
         yield Cause("failed", f"it failed {when}, after {tries}{what}", f"liteq show APP {job.id} tells all; {again}")
     elif job.state is JobState.REVOKED:
-        yield Cause("revoked", f"it ended {when}: {job.reason or 'revoked'}", f"liteq restore APP {job.id}")
+        undone = f"liteq restore APP {job.id}" if facts.root is None else _back(facts.root)
+        yield Cause("revoked", f"it ended {when}: {job.reason or 'revoked'}", undone)
     else:
         yield Cause("expired", f"it ended {when}: {job.reason or 'not started before it expired'}", again)
+
+
+def _back(root: Job) -> str:
+    """How a job comes back that ended because of another one: by itself it would end again, with the same words."""
+    if root.state is JobState.SUCCEEDED:
+        return ""  # it was to be called if that one failed
+    verb = "restore" if root.state is JobState.REVOKED else "retry"
+    return f"liteq {verb} APP {root.id} brings it back: it ended because of that job"
 
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────

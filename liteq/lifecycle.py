@@ -443,7 +443,7 @@ def depend(job: Job, prior: Job, rule: Rule, now: float) -> Transition | None:
     if target is None:
         return None
     if rule is Rule.FAILURE and prior.state is JobState.SUCCEEDED:
-        return _ended(job, target, now, f"not needed: job {prior.id} ({prior.task}) succeeded")
+        return _ended(job, target, now, f"{_NOT_NEEDED}job {prior.id} ({prior.task}) succeeded")
     why = _why(prior)
     if target is JobState.REVOKED:
         return _ended(job, target, now, why)._replace(drop_mark=cancel_mark(job))
@@ -472,6 +472,18 @@ def _why(prior: Job) -> str:
 
 
 _NOT_RUN = "not run, because "
+_NOT_NEEDED = "not needed: "
+
+
+def ended_by_another(job: Job) -> bool:
+    """Whether a job ended unrun because of one that it waits for: as long as that one stands so, it ends again.
+
+    Args:
+        job: finished, with its last attempt.
+    """
+    if job.state is JobState.REVOKED:
+        return (job.reason or "").startswith((_NOT_RUN, _NOT_NEEDED))
+    return job.state is JobState.FAILED and job.error is not None and job.error.ending == Ending.DEPENDENCY
 
 
 def await_others(job: Job, reason: str, *, forget_expiry: bool = False) -> Transition:

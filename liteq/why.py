@@ -8,7 +8,7 @@ from liteq.engine import Engine
 from liteq.explanation import ConsumerFacts, Explanation, Facts, explain, prior_id, suspended_at
 from liteq.gates import gate_of
 from liteq.job import FINISHED, Job, JobState
-from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Revocation
+from liteq.lifecycle import PAUSE_MARK, REVOKE_MARK, Revocation, ended_by_another, unmet
 from liteq.limits import Holder, holders_of
 from liteq.plan import Link, is_waiting
 from liteq.storage.base import Owner
@@ -29,7 +29,7 @@ def why(engine: Engine, job_id: str) -> Explanation:
 def _gathered(engine: Engine, job: Job) -> Facts:
     now = engine.clock.now()
     if job.state in FINISHED:
-        return Facts(job, now)
+        return Facts(job, now, root=_root(engine, job))
     gate = _gate(engine, job)
     prior = prior_id(job)
     mark = f"{PAUSE_MARK}{job.queue}"
@@ -49,6 +49,25 @@ def _gathered(engine: Engine, job: Job) -> Facts:
         suspended=suspended_at(job, engine.storage.steps(job.seq)) if job.state is JobState.SCHEDULED else None,
         missing=_missing(engine, job),
     )
+
+
+def _root(engine: Engine, job: Job) -> Job | None:
+    """The job because of which a finished one ended unrun; ``None``: it ended by itself."""
+    root: Job | None = None
+    while ended_by_another(root or job):
+        prior = _broken(engine, root or job)
+        if prior is None:
+            break
+        root = prior
+    return root
+
+
+def _broken(engine: Engine, job: Job) -> Job | None:
+    """The first job that this one waits for and that has ended against the rule; ``None``: there is none any more."""
+    links = engine.storage.plans.prerequisites(job.seq)
+    ended = ((link, JobState(link.state)) for link in links if link.state is not None and link.state in FINISHED)
+    link = next((link for link, state in ended if unmet(link.rule, state) is not None), None)
+    return None if link is None else engine.storage.get(link.id)
 
 
 def _missing(engine: Engine, job: Job) -> tuple[Link, ...]:

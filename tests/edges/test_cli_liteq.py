@@ -294,6 +294,47 @@ def test_retry_of_a_job_that_has_not_finished_is_refused(liteq: Liteq, history: 
     assert answer.err == f"liteq: job {history['ready']} is ready: only one that has finished can be run again\n"
 
 
+@pytest.fixture
+def plan(shop: Shop, history: object) -> list[str]:
+    """The ids of a step that has failed, and of the two after it."""
+    result = shop.app.enqueue(shop.task("fail").s("no").then(shop.task("add"), 1).then(shop.task("add"), 2))
+    run_all(shop)
+    return [step.id for step in result.workflow]
+
+
+@pytest.mark.usefixtures("history")
+def test_retry_of_what_followed_a_failed_step_names_that_step_instead_of_promising_a_run(
+    liteq: Liteq, plan: list[str]
+) -> None:
+    first, _, third = plan
+    answer = liteq("retry", third)
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == (
+        f"liteq: job {third} has ended again at once, not run, because job {first} (shop.fail) failed: "
+        "ValueError: no; it is that job that has to run again, and this one comes back with it\n"
+    )
+    assert liteq("retry", first).out == f"{first} will run again\n"
+    assert [liteq("show", one, "--json").record["state"] for one in plan] == ["ready", "blocked", "blocked"]
+
+
+def test_restore_of_what_followed_a_revoked_step_names_that_step(liteq: Liteq, shop: Shop) -> None:
+    add = shop.task("add")
+    result = shop.app.enqueue(add.s(1, 2).then(add, 1))
+    first, second = (step.id for step in result.workflow)
+    shop.app.revoke(first)
+    answer = liteq("restore", second)
+    assert (answer.code, answer.out) == (1, "")
+    assert f"because job {first} (shop.add) was revoked; it is that job that has to be restored" in answer.err
+    assert liteq("restore", first).code == 0
+    assert [step.state for step in result.workflow] == ["ready", "blocked"]
+
+
+def test_retry_all_brings_back_whole_plans(liteq: Liteq, plan: list[str]) -> None:
+    assert liteq("retry", "--all", "--task", "shop.add").out == "2 jobs requeued\n"  # which end again
+    assert liteq("retry", "--all").code == 0
+    assert [liteq("show", one, "--json").record["state"] for one in plan] == ["ready", "blocked", "blocked"]
+
+
 def test_retry_of_many_does_what_it_can(liteq: Liteq, history: dict[str, str]) -> None:
     answer = liteq("retry", "99", history["failed"])
     assert (answer.code, answer.out) == (1, f"{history['failed']} will run again\n")

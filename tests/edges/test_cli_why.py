@@ -180,6 +180,45 @@ def test_a_worker_that_is_reserved_for_another_queue_is_not_counted() -> None:
     assert codes(task.using(queue="high")()) == ["next"]
 
 
+def advice(result: Result[Any]) -> str:
+    return result.why().causes[0].advice
+
+
+def test_what_ended_because_of_a_step_names_the_step_that_brings_it_back() -> None:
+    app = LiteQ(MemoryStorage())
+    app.immediate = True
+
+    @app.task(name="t")
+    def t(*numbers: int) -> None:
+        raise ValueError(numbers)
+
+    result = app.enqueue(t.s(1).then(t, 2).then(t, 3))
+    first, second, third = result.workflow
+    assert [one.state for one in result.workflow] == ["failed"] * 3
+    assert advice(first) == f"liteq show APP {first.id} tells all; liteq retry APP {first.id} runs it again"
+    for one in (second, third):
+        back = f"liteq retry APP {first.id} brings it back: it ended because of that job"
+        assert advice(one) == f"liteq show APP {one.id} tells all; {back}"
+
+
+def test_what_ended_because_of_a_revoked_step_names_it(app: LiteQ) -> None:
+    mail = app.tasks["mail"]
+    result = app.enqueue(mail.si().then(mail.si()).then(mail.si()))
+    first, second, third = result.workflow
+    first.revoke()
+    assert advice(first) == f"liteq restore APP {first.id}"
+    for one in (second, third):
+        assert advice(one) == f"liteq restore APP {first.id} brings it back: it ended because of that job"
+
+
+def test_an_error_handler_that_was_not_needed_has_nothing_to_be_done_about(app: LiteQ) -> None:
+    app.immediate = True
+    result = app.enqueue(app.tasks["mail"].si().error(app.tasks["mail"]))
+    [handler] = app.jobs("revoked")
+    assert result.state == "succeeded"
+    assert app.why(handler.id).causes[0].advice == ""
+
+
 def test_an_explanation_is_a_value() -> None:
     app = LiteQ(MemoryStorage())
     result = app.task(name="t")(lambda: None)()

@@ -76,7 +76,7 @@ def retry_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int
         number = app.requeue_all(
             arguments.state or "failed", arguments.task, arguments.queue, from_start=arguments.from_start
         )
-        output.record({"requeued": number}, f"{_jobs(number)} will run again")
+        output.record({"requeued": number}, f"{_jobs(number)} requeued")
         return DONE
     if any(one is not None for one in filters):
         raise Refused("--state, --task and --queue go with --all", MISUSED)
@@ -84,6 +84,7 @@ def retry_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int
     def retry(app: LiteQ, job: Job) -> str:
         if not app.requeue(job.id, from_start=arguments.from_start):
             raise Refused(f"job {job.id} is {job.state}: only one that has finished can be run again")
+        _require_waiting(app, job, "run again")
         return "will run again, from its start" if arguments.from_start else "will run again"
 
     return _each(app, arguments.ids, output, retry)
@@ -131,7 +132,29 @@ def restore_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> i
 def _restore(app: LiteQ, job: Job) -> str:
     if not app.restore(job.id):
         raise Refused(f"job {job.id} is {job.state}: only one that was revoked can be restored")
+    _require_waiting(app, job, "be restored")
     return "is not revoked any more"
+
+
+def _require_waiting(app: LiteQ, before: Job, what: str) -> None:
+    """Promise nothing of a job that has ended again at once, because of one that it waits for.
+
+    Args:
+        before: the job as it was.
+        what: what that other one has to do, or be.
+    """
+    job = app.job(before.id)
+    if job.state not in _UNRUN or job.claim != before.claim:
+        return
+    why = job.reason or (job.error.message if job.error is not None else "nobody says why")
+    raise Refused(
+        f"job {job.id} has ended again at once, {why}; it is that job that has to {what}, and this one comes back with "
+        "it"
+    )
+
+
+#: How a job ends because of one that it waits for.
+_UNRUN = (JobState.FAILED, JobState.REVOKED)
 
 
 def send_event(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
