@@ -28,7 +28,7 @@ from liteq.errors import ConfigurationError, PayloadTooLarge, SerializationError
 from liteq.instants import due_at, in_the_calendar, seconds, timestamp, within_reach
 from liteq.job import Job, JobState, shorten, with_headers
 from liteq.result import Receiver, Result, ResultGroup
-from liteq.unique import UNIQUE_OPTIONS, Rule, rule_of
+from liteq.unique import UNIQUE_OPTIONS, Rule, overridden, rule_of
 
 if TYPE_CHECKING:  # a program that has no keys and no workflows never loads what they take
     from liteq.keys import KeyOf, UniqueOf
@@ -404,8 +404,7 @@ def _unique_rule(definition: Definition, call: CallOptions) -> Rule | None:
         rule = definition.options.unique
     else:
         own = {name: definition.raw[name] for name in UNIQUE_OPTIONS if name in definition.raw}
-        dropped = "unique" in call.again and not call.again["unique"]
-        rule = rule_of(call.again if dropped else {**own, **call.again})
+        rule = rule_of(overridden(own, call.again))
     for what, value in (("eta", call.eta), ("delay", call.delay)):
         if value is not None and rule is not None and rule.debounce is not None:
             raise ConfigurationError(

@@ -93,6 +93,16 @@ def rule_of(given: Mapping[str, Any]) -> Rule | None:
     )
 
 
+def overridden(own: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A task's own options with those that a call gives in their place; what an option needs that the call undoes is
+    undone with it.
+    """
+    if "unique" in given and not given["unique"]:
+        return given
+    undone = "debounce_max" if "debounce" in given and given["debounce"] is None else None
+    return {**{name: value for name, value in own.items() if name != undone}, **given}
+
+
 def _by(value: object) -> Any:
     if value is True or isinstance(value, str):
         return value

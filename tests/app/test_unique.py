@@ -91,6 +91,14 @@ def test_a_call_that_is_debounced_has_no_other_time(app: LiteQ, time: dict[str, 
     assert task.using(debounce=None, **time)(1).state is JobState.SCHEDULED
 
 
+def test_a_call_that_is_not_debounced_is_not_bound_by_the_tasks_debounce_max(app: LiteQ, clock: ManualClock) -> None:
+    task = app.task(unique=True, debounce=5, debounce_max=60)(send)
+    assert task.using(debounce=None, delay=600)(1).job().due == clock.now() + 600
+    with pytest.raises(ConfigurationError, match=r"debounce_max .* needs that option"):
+        task.using(debounce=None, debounce_max=60)
+    assert task.using(debounce=7)(2).job().due == clock.now() + 7
+
+
 def boom(_arguments: dict[str, Any]) -> str:
     raise KeyError("user_id")
 
