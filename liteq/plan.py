@@ -207,7 +207,7 @@ def reason(first: str, others: int) -> str:
 
     Args:
         first: the id of the oldest prerequisite that has not ended.
-        others: how many more there are.
+        others: how many more there are; each counts once, however often its result is passed.
     """
     more = f" and {others} other{'s'[: others > 1]} have" if others else " has"
     return f"{WAITS_UNTIL}{first}{more} ended"

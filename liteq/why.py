@@ -75,7 +75,8 @@ def _missing(engine: Engine, job: Job) -> tuple[Link, ...]:
     if job.state is not JobState.BLOCKED or not is_waiting(job.reason):
         return ()
     links = engine.storage.plans.prerequisites(job.seq)
-    return tuple(link for link in links if link.state is not None and link.state not in FINISHED)
+    missing = {link.seq: link for link in links if link.state is not None and link.state not in FINISHED}
+    return tuple(missing.values())  # one whose result is passed twice is one job
 
 
 def _revoked(engine: Engine, job: Job, now: float) -> Revocation | None:

@@ -240,7 +240,7 @@ class MemoryPlans(Plans, Ledger):
         return row._replace(attempts=() if row.state is JobState.SUCCEEDED else attempts[-1:])
 
     def reason(self, seq: int) -> str | None:
-        priors = sorted(edge.prior for edge in self._of[seq].edges if not self._has_finished(edge.prior))
+        priors = sorted({edge.prior for edge in self._of[seq].edges if not self._has_finished(edge.prior)})
         return None if not priors else plan.reason(self._house.rows[priors[0]].id, len(priors) - 1)
 
     def _has_finished(self, seq: int) -> bool:

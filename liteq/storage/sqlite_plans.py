@@ -64,19 +64,19 @@ def add(connection: sqlite3.Connection, added: Added, given: Plan, now: float, a
     edges = [edge for edge in given.edges if edge.job in own]
     priors = [added[~edge.prior].seq if edge.prior < 0 else edge.prior for edge in edges]
     finished = _finished(connection, added, priors)
-    missing, first = _missing(edges, priors, finished)
+    missing = _missing(edges, priors, finished)
     connection.executemany(
         "INSERT INTO liteq_dependent (id, missing, shape, delay, lasts) VALUES (?, ?, ?, ?, ?)",
-        [(added[position].seq, missing.get(position, 0), *terms) for position, terms in fresh.items()],
+        [(added[position].seq, len(missing.get(position, ())), *terms) for position, terms in fresh.items()],
     )
     _insert_edges(connection, added, edges, priors)
     for position in added.replaced & own:
         _refuse_circle(connection, added[position])
     ids = {job.seq: job.id for job in added}
-    reasons = {
-        position: plan.reason(ids.get(first[position]) or _id(connection, first[position]), number - 1)
-        for position, number in missing.items()
-    }
+    reasons = {}
+    for position, missed in missing.items():
+        first = min(missed)
+        reasons[position] = plan.reason(ids.get(first) or _id(connection, first), len(set(missed)) - 1)
     blocked = _block(connection, added, fresh, reasons)
     if not finished:
         return NOTHING.joined(NOTHING, blocked)
@@ -91,15 +91,13 @@ def _finished(connection: sqlite3.Connection, added: Added, priors: list[int]) -
     return questions.finished(connection, outside) if outside else set()
 
 
-def _missing(edges: list[Edge], priors: list[int], finished: set[int]) -> tuple[dict[int, int], dict[int, int]]:
-    """How much each dependent misses, and the oldest of it, by position; only of those that miss something."""
-    missing: dict[int, int] = {}
-    first: dict[int, int] = {}
+def _missing(edges: list[Edge], priors: list[int], finished: set[int]) -> dict[int, list[int]]:
+    """What each dependent misses, by position, a job once for each edge to it; only of those that miss something."""
+    missing: dict[int, list[int]] = {}
     for edge, prior in zip(edges, priors, strict=True):
         if prior not in finished:
-            missing[edge.job] = missing.get(edge.job, 0) + 1
-            first[edge.job] = min(prior, first.get(edge.job, prior))
-    return missing, first
+            missing.setdefault(edge.job, []).append(prior)
+    return missing
 
 
 def _insert_edges(connection: sqlite3.Connection, added: Added, edges: list[Edge], priors: list[int]) -> None:
@@ -366,7 +364,7 @@ _FIRST_BROKEN = (
     f"WHERE e.job = ? AND ({_IS_BROKEN}) ORDER BY e.position LIMIT 1"
 )
 _UNFINISHED = (
-    "SELECT min(e.prior), count(*) FROM liteq_edge e WHERE e.job = ? "
+    "SELECT min(e.prior), count(DISTINCT e.prior) FROM liteq_edge e WHERE e.job = ? "
     "AND EXISTS (SELECT 1 FROM liteq_job WHERE id = e.prior AND rnd >= 0) "
     "AND NOT EXISTS (SELECT 1 FROM liteq_done WHERE id = e.prior)"
 )

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from commandline import Eventually, Shop, has_entered, release, shop_in
 
-from liteq import LiteQ, SqliteStorage, __version__
+from liteq import LiteQ, SqliteStorage, __version__, chord
 from liteq.cli import main as program
 from liteq.cli.escaping import escaped, escaped_lines, one_line
 from liteq.cli.times import age, span
@@ -216,6 +216,16 @@ def test_show_tells_who_waits_for_whom(liteq: Liteq, shop: Shop) -> None:
     run_all(shop)
     assert liteq("show", late.id, "--json").record["waits_for"] == []
     assert "waits for" not in liteq("show", late.id).out
+
+
+def test_show_lists_a_job_that_a_chord_takes_twice_once(liteq: Liteq, shop: Shop) -> None:
+    same = shop.app.task(name="shop.same", unique=True)(lambda: None)
+    result = shop.app.enqueue(chord([same.s(), same.s()], shop.task("add")))
+    [first, last] = {step.id: None for step in result.workflow}
+    assert liteq("show", last, "--json").record["waits_for"] == [first]
+    assert liteq("show", first, "--json").record["waited_for_by"] == [last]
+    assert liteq("show", last).out.count(f"{first} shop.same, ready\n") == 1
+    assert f"it waits for the end of job {first} of shop.same, which is ready\n" in liteq("why", last).out
 
 
 def test_show_tells_the_result(liteq: Liteq, history: dict[str, str]) -> None:

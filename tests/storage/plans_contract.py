@@ -93,6 +93,18 @@ class PlansContract:
         assert works.storage.reasons("waits until") == {last.reason: 1}
         assert seqs(works.claim()) == seqs(members)
 
+    def test_a_prerequisite_that_passes_its_result_twice_is_named_as_one(self, works: Works) -> None:
+        [first, last] = works.add(Edge(1, ~0, passes=True), Edge(1, ~0, passes=True), number=2, terms={1: Terms("[2]")})
+        assert last.reason == f"waits until job {first.id} has ended"
+        works.claim()
+        works.end(first, Ending.FAILED)
+        works.do(lifecycle.requeue, first)
+        assert works.now_of(last).reason == f"waits until job {first.id} has ended"
+        [first] = works.claim()
+        works.end(first)
+        [last] = works.claim()
+        assert last.inputs == Inputs("[2]", (b"1", b"1"))
+
     def test_a_dependent_is_claimed_by_the_turn_that_settles_its_last_prerequisite(self, works: Works) -> None:
         members, last = works.star(3)
         works.claim()

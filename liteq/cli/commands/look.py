@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import partial
 
@@ -116,8 +116,8 @@ def show_jobs(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
 def _links(app: LiteQ, job: Job) -> dict[str, list[str]]:
     """The ids of the jobs that it waits for and has not seen the end of, and of those that wait for it."""
     plans = app.storage.plans
-    missing = [link.id for link in plans.prerequisites(job.seq) if link.state in _UNFINISHED]
-    return {"waits_for": missing, "waited_for_by": [link.id for link in plans.dependents(job.seq)]}
+    missing = dict.fromkeys(link.id for link in plans.prerequisites(job.seq) if link.state in _UNFINISHED)
+    return {"waits_for": [*missing], "waited_for_by": [*dict.fromkeys(link.id for link in plans.dependents(job.seq))]}
 
 
 def _show(app: LiteQ, job: Job, steps: list[Step], now: float, output: Output) -> None:
@@ -168,12 +168,13 @@ def _waits(app: LiteQ, job: Job) -> Iterator[tuple[str, str]]:
     before, after = plans.prerequisites(job.seq), plans.dependents(job.seq)
     missing = [link for link in before if link.state in _UNFINISHED]
     if missing:
-        yield "waits for", _listed([f"{link.id} {link.task}, {link.state}" for link in missing])
+        yield "waits for", _listed(f"{link.id} {link.task}, {link.state}" for link in missing)
     if after:
-        yield "before", _listed([f"{link.id} {link.task}, {link.state}" for link in after])
+        yield "before", _listed(f"{link.id} {link.task}, {link.state}" for link in after)
 
 
-def _listed(lines: list[str]) -> str:
+def _listed(given: Iterable[str]) -> str:
+    lines = [*dict.fromkeys(given)]  # a job whose result is passed twice is one job
     more = [f"and {len(lines) - MOST_LINKS} more"] if len(lines) > MOST_LINKS else []
     return "\n".join(lines[:MOST_LINKS] + more)
 
