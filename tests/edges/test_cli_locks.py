@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_programs_see_the_same_as_json(app: LiteQ, capsys: pytest.CaptureFixture
     assert (ann["name"], ann["waiting"], job["task"]) == ("mail[ann]", 1, "mail")
     assert job["job"] == app.jobs(state="running")[0].id
     assert bob["name"] == "mail[\x1b[31mbob]"
+
+
+def test_rates_have_their_own_keys_in_json(app: LiteQ, capsys: pytest.CaptureFixture[str]) -> None:
+    call = app.task(rate_limit="2/h", name="call")(lambda: None)
+    expected = {"kind": "rate", "name": "call", "rate": "2/h", "tokens": 0}
+    call()
+    claim(app)
+    [rate] = [one for one in records(run(app, capsys, "--json")[1]) if one["kind"] == "rate"]
+    assert rate == {**expected, "waiting": 0, "next_at": None}
+    call()
+    claim(app)
+    [rate] = [one for one in records(run(app, capsys, "--json")[1]) if one["kind"] == "rate"]
+    assert datetime.fromisoformat(rate.pop("next_at")) > datetime.now(UTC)
+    assert rate == {**expected, "waiting": 1}
 
 
 def test_a_lock_is_flushed(app: LiteQ, capsys: pytest.CaptureFixture[str]) -> None:
