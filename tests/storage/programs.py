@@ -27,10 +27,17 @@ class Program(conversation.Program):
     prelude = PRELUDE
 
 
+def more_open(before: set[str]) -> set[str]:
+    """What this process has open that it had not; what threads of earlier tests have open for a moment is waited for."""
+    deadline = time.monotonic() + 5.0
+    while (more := open_files() - before) and time.monotonic() < deadline:
+        continue
+    return more
+
+
 def open_files() -> set[str]:
     """What this process has open: number and target of each descriptor. What nobody refers to any more is closed first,
-    also what an earlier test left to the garbage collector. Another test's may still close meanwhile, so ask for
-    nothing more than before, not for the same.
+    also what an earlier test left to the garbage collector. Threads of earlier tests may still open and close some.
     """
     while gc.collect():
         continue
