@@ -148,6 +148,7 @@ class Standing(NamedTuple):
     claim: int
     owner: int | None
     reason: str | None
+    expires: float | None = None
 
 
 class Rival(NamedTuple):

@@ -333,6 +333,7 @@ class FilePlans(Plans):
 
     jobs = _asked_of_plans(MemoryPlans.jobs)
     steps = _asked_of_plans(MemoryPlans.steps)
+    awaited = _asked_of_plans(MemoryPlans.awaited)
     prerequisites = _asked_of_plans(MemoryPlans.prerequisites)
     dependents = _asked_of_plans(MemoryPlans.dependents)
 

@@ -880,7 +880,7 @@ def _success(row: Job) -> tuple[Attempt, ...]:
 
 def _where(row: Job) -> Standing:
     reason = row.reason if row.state == JobState.BLOCKED else None
-    return Standing(row.seq, JobState(row.state), row.queue, row.due, row.claim, row.owner, reason)
+    return Standing(row.seq, JobState(row.state), row.queue, row.due, row.claim, row.owner, reason, row.expires)
 
 
 def _matches(row: Job, query: JobFilter) -> bool:

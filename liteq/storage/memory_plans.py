@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import RLock
@@ -279,6 +280,23 @@ class MemoryPlans(Plans, Ledger):
                     found.add(seq)
                     waiting += [edge.prior for edge in self._of[seq].edges] if seq in self._of else ()
             return [(seq, self._house.rows[seq].id) for seq in sorted(found) if seq in self._house.rows]
+
+    def awaited(self, seqs: Iterable[int], limit: int) -> frozenset[tuple[int, int, Rule]]:
+        with self._house.lock:
+            ahead = deque(seqs)
+            seen, found = set(ahead), set()
+            while ahead:
+                seq = ahead.popleft()
+                for edge in self._of[seq].edges if seq in self._of else ():
+                    if self._has_finished(edge.prior):
+                        continue
+                    found.add((seq, edge.prior, edge.rule))
+                    if len(found) >= limit:
+                        return frozenset(found)
+                    if edge.prior not in seen:
+                        seen.add(edge.prior)
+                        ahead.append(edge.prior)
+            return frozenset(found)
 
     def prerequisites(self, seq: int) -> list[Link]:
         with self._house.lock:

@@ -45,6 +45,15 @@ class Plans(ABC):
         """These jobs and all that they wait for, directly or not, by ``seq`` and id, in the order of ``seq``."""
 
     @abstractmethod
+    def awaited(self, seqs: Iterable[int], limit: int) -> frozenset[tuple[int, int, Rule]]:
+        """What these jobs still wait for, and what that waits for, and so on: the edges whose prerequisite has not
+        finished, as dependent, prerequisite, rule.
+
+        Args:
+            limit: how many are enough; which ones a storage leaves out is its own affair.
+        """
+
+    @abstractmethod
     def prerequisites(self, seq: int) -> list[Link]:
         """What a job waits for, or waited for, in the order in which results are passed."""
 

@@ -363,11 +363,11 @@ _FIRST_BROKEN = (
     "SELECT e.prior, e.rule FROM liteq_edge e CROSS JOIN liteq_done d ON d.id = e.prior "
     f"WHERE e.job = ? AND ({_IS_BROKEN}) ORDER BY e.position LIMIT 1"
 )
-_UNFINISHED = (
-    "SELECT min(e.prior), count(DISTINCT e.prior) FROM liteq_edge e WHERE e.job = ? "
-    "AND EXISTS (SELECT 1 FROM liteq_job WHERE id = e.prior AND rnd >= 0) "
+_IS_UNFINISHED = (
+    "EXISTS (SELECT 1 FROM liteq_job WHERE id = e.prior AND rnd >= 0) "
     "AND NOT EXISTS (SELECT 1 FROM liteq_done WHERE id = e.prior)"
 )
+_UNFINISHED = f"SELECT min(e.prior), count(DISTINCT e.prior) FROM liteq_edge e WHERE e.job = ? AND {_IS_UNFINISHED}"
 
 _TIMED = _either(
     "SELECT d.id, d.delay, d.lasts FROM liteq_dependent d CROSS JOIN liteq_blocked b ON b.id = d.id "
@@ -412,6 +412,11 @@ class SqlitePlans(Plans):
         rows = self._connections.read(lambda connection: connection.execute(_STEPS, values).fetchall())
         return [(seq, questions.public_id(seq, cid, rnd)) for seq, cid, rnd in rows]
 
+    def awaited(self, seqs: Iterable[int], limit: int) -> frozenset[tuple[int, int, Rule]]:
+        values = {"seqs": str(list(seqs)), "limit": limit}
+        rows = self._connections.read(lambda connection: connection.execute(_AWAITED, values).fetchall())
+        return frozenset((seq, prior, Rule(rule)) for seq, prior, rule in rows)
+
     def prerequisites(self, seq: int) -> list[Link]:
         statement = "SELECT prior, rule FROM liteq_edge WHERE job = ? ORDER BY position"
         return self._connections.read(lambda connection: _links(connection, statement, seq))
@@ -427,6 +432,16 @@ WITH RECURSIVE step (id) AS (
     UNION
     SELECT e.prior FROM step CROSS JOIN liteq_edge e ON e.job = step.id
 ) SELECT j.id, j.cid, j.rnd FROM step CROSS JOIN liteq_job j ON j.id = step.id WHERE j.rnd >= 0 ORDER BY j.id
+"""
+
+#: Steps are found as they are asked for, so the second limit stops the search.
+_AWAITED = f"""
+WITH RECURSIVE step (id) AS (
+    SELECT value FROM json_each(:seqs)
+    UNION
+    SELECT e.prior FROM step CROSS JOIN liteq_edge e ON e.job = step.id WHERE {_IS_UNFINISHED}
+) SELECT DISTINCT e.job, e.prior, e.rule FROM step CROSS JOIN liteq_edge e ON e.job = step.id
+WHERE {_IS_UNFINISHED} LIMIT :limit
 """
 
 

@@ -280,12 +280,12 @@ def standing(connection: sqlite3.Connection, seqs: list[int]) -> dict[int, Stand
     for state, columns in _WHERE_COLUMNS.items():
         condition = "" if state is JobState.RUNNING else f" WHERE {_by_seqs(state)}"
         rows = connection.execute(
-            f"SELECT s.id, j.queue, j.due, s.claim, {columns} "
+            f"SELECT s.id, j.queue, j.due, s.claim, {columns}, j.expires "
             f"FROM {_TABLES[state]} s CROSS JOIN liteq_job j ON j.id = s.id{condition}",
             {"seqs": str(seqs)} if condition else {},
         ).fetchall()
-        for seq, queue, due, claim, owner, reason in rows:
-            found[seq] = Standing(seq, state, queue, due, claim, owner, reason)
+        for seq, *fields in rows:
+            found[seq] = Standing(seq, state, *fields)
     return found
 
 

@@ -378,3 +378,18 @@ class PlansContract:
         ]
         assert [(link.id, link.task, link.state) for link in plans.dependents(last.seq)] == [(after.id, "t", "blocked")]
         assert seqs(plans.jobs([after.seq, 999, members[0].seq])) == [members[0].seq, after.seq]
+
+    def test_what_is_still_awaited_is_told_through_all_plans(self, works: Works) -> None:
+        plans = works.storage.plans
+        members, last = works.star(3, Rule.END)
+        after, *_ = works.add(Edge(0, last.seq))
+        end, success = Rule.END, Rule.SUCCESS
+        everything = {(last.seq, one.seq, end) for one in members} | {(after.seq, last.seq, success)}
+        assert plans.awaited([after.seq, 999], 100) == everything
+        assert plans.awaited([last.seq], 100) == everything - {(after.seq, last.seq, success)}
+        assert plans.awaited([members[0].seq], 100) == plans.awaited([], 100) == frozenset()
+        assert len(plans.awaited([after.seq], 2)) == 2
+        assert plans.awaited([after.seq], 2) < everything
+        works.claim(1)
+        works.end(members[0])
+        assert plans.awaited([after.seq], 100) == everything - {(last.seq, members[0].seq, end)}

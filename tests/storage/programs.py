@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from pathlib import Path
 
 import conversation
@@ -28,7 +29,7 @@ class Program(conversation.Program):
 
 
 def more_open(before: set[str]) -> set[str]:
-    """What this process has open that it had not; what threads of earlier tests have open for a moment is waited for."""
+    """What this process has open that it had not, and keeps open: threads of earlier tests open some for a moment."""
     deadline = time.monotonic() + 5.0
     while (more := open_files() - before) and time.monotonic() < deadline:
         continue

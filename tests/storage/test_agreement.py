@@ -274,6 +274,7 @@ class Agreement(RuleBasedStateMachine):
             self.ask(lambda storage, seq=number: storage.plans.prerequisites(seq))
             self.ask(lambda storage, seq=number: storage.plans.dependents(seq))
             self.ask(lambda storage, seq=number: storage.plans.steps([seq]))
+            self.ask(lambda storage, seq=number: storage.plans.awaited([seq], 1000))
 
     def later(self, seconds: float | None) -> float | None:
         return None if seconds is None else self.now + seconds

@@ -737,6 +737,7 @@ VERBS: dict[str, Verb] = {
     "remove what plans need": Verb(_remove, with_plans),
     "plans.jobs": Verb(lambda scene: scene.storage.plans.jobs([1, 2, 999]), with_plans),
     "plans.steps": Verb(lambda scene: scene.storage.plans.steps([scene.running[0].seq + 3]), with_plans),
+    "plans.awaited": Verb(lambda scene: scene.storage.plans.awaited([scene.running[0].seq + 3], 9), with_plans),
     "plans.prerequisites": Verb(lambda scene: scene.storage.plans.prerequisites(scene.running[0].seq + 2), with_plans),
     "plans.dependents": Verb(lambda scene: scene.storage.plans.dependents(scene.running[0].seq), with_plans),
     "unload": Verb(_unload, with_plans),
