@@ -308,4 +308,7 @@ this_thread = _Thread()
 #: The job that runs in this thread or coroutine, if any.
 current_job: ContextVar[Job | None] = ContextVar("liteq_current_job", default=None)
 
+#: In immediate mode: the jobs whose calls are within each other here, the newest last, each with its engine.
+callers: ContextVar[tuple[tuple[object, Job], ...]] = ContextVar("liteq_callers", default=())
+
 Report = Callable[[str, Job, BaseException], None]

@@ -4,15 +4,19 @@ A worker whose job waits for another job is not free for that one. If every work
 nobody ever will. `Scene` says, from where the jobs stand, which of the waiting ones are to give up; it is pure.
 `Parents` keeps watch: one thread in each process in which jobs wait.
 
-What a job waits for is written down as a mark, ``wait:<seq>``, and only where its consumer has no worker left: others
-cannot know otherwise that a running job does not get on. The mark is gone before the job goes on, so that nobody takes
-one that computes for one that waits.
+What a job waits for is written down as a mark, ``wait:<seq>``, and only where its consumer has no worker left, or
+where what it waits for is held up otherwise: others cannot know that a running job does not get on. The mark is gone
+before the job goes on, so that nobody takes one that computes for one that waits.
 
 The rule errs on the side of waiting. A job is given up only if, twice in succession, everything it waits for could be
 started by nobody but consumers whose workers all wait in the same way, and if of them all it is the one that would
-give up first by itself (by the timeout of its ``get()`` or of its task; among equals the newest). So what it waits for
-certainly would not have run in time, while what the others wait for may, as soon as its worker is free. A lock or limit
-of which all slots are held by jobs that wait is like such a consumer.
+give up first by itself (by the timeout of its ``get()`` or of its task, or because what it waits for expires; among
+equals the newest). So what it waits for
+certainly would not have run in time, while what the others wait for may, as soon as its worker is free.
+
+A lock or limit of which all slots are held by jobs that wait is like such a consumer. What is to start after other jobs
+cannot, if for one of these there is no way to the end that it takes: the step of a pipeline none to a success, a member
+of a chord none to any end.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import NamedTuple
 
 from liteq.clock import Clock, SystemClock
@@ -31,8 +36,8 @@ from liteq.errors import StorageError
 from liteq.gates import PROCESS, gate_of, is_rate
 from liteq.job import Job, JobState
 from liteq.lifecycle import EVENT, PAUSE_MARK, UNKNOWN_TASK
-from liteq.plan import first_of
-from liteq.storage.base import Owner, Standing, Storage
+from liteq.plan import Rule, is_waiting
+from liteq.storage.base import CALLER, Owner, Standing, Storage
 from liteq.unique import followed_by_key
 
 WAIT_MARK = "wait:"
@@ -41,6 +46,10 @@ WAIT_MARK = "wait:"
 LOOK_EVERY = 0.2
 #: Seconds after which one that waits for a job that nobody can start says so in the log.
 WARN_AFTER = 1.0
+#: So many edges of plans are looked at; what waits for more counts as if it might end by what was not seen.
+MANY = 1_000
+#: That what was not seen may have ended, and be the end of whatever waits for it; no job has this number.
+_UNKNOWN = (-1, Rule.FAILURE)
 #: Seconds the thread stays after the last job has left.
 LINGER = 5.0
 
@@ -54,6 +63,36 @@ class Wait(NamedTuple):
     until: float
 
 
+class Doom(NamedTuple):
+    """A job waits in vain, because of an ``obstacle``, in words; "" where it is the lack of workers."""
+
+    wait: Wait
+    obstacle: str
+
+
+class Obstacle(NamedTuple):
+    """Why the job ``seq`` cannot begin before one of ``jobs`` ends: they have all slots of the lock or limit at which
+    it is blocked for the reason ``why``, or all workers (``None``); or it is itself one of them (`ENDS`)."""
+
+    seq: int
+    jobs: frozenset[int]
+    why: str | None
+
+
+ENDS = "ends"
+
+
+def _in_words(obstacle: Obstacle, child: int, waiting: int) -> str:
+    """What keeps a job that is waited for from its start."""
+    if obstacle.why is None or obstacle.why == ENDS:
+        ends = "this very job" if obstacle.seq == waiting else "another one that waits in the same way"
+        return f"it is to start after the end of {ends}"
+    kind, _, name = (gate_of(obstacle.why) or obstacle.why).partition(":")
+    who = "it" if obstacle.seq == child else "a job that has to end before it"
+    held = "this very job" if obstacle.jobs == {waiting} else "jobs that wait in the same way"
+    return f"{who} needs a slot of the {kind} {name!r}, and all of them are held by {held}"
+
+
 # ── the rule ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -62,13 +101,13 @@ class Scene:
 
     Args:
         waits: of running jobs, by ``seq``.
-        standing: of every running job, and of what is waited for; what has finished is missing.
+        standing: of every running job, of what is waited for, and of what that waits for; what has finished is missing.
         owners: the consumers.
         paused: queues.
         now: seconds since the epoch.
-        holders: by the reason for which a job is blocked at a full lock or limit, the jobs that hold its slots; by
-            that for which it follows another one of its unique key, that one; by that for which it waits for other
-            jobs, the first of them.
+        holders: by the reason for which a job is blocked at a full lock or limit, the jobs that hold its slots.
+        after: by the ``seq`` of a blocked job, those that have to end before it can begin, each with which end of it
+            counts (`Rule`).
     """
 
     def __init__(
@@ -79,8 +118,10 @@ class Scene:
         paused: frozenset[str],
         now: float,
         holders: Mapping[str, frozenset[int]] | None = None,
+        after: Mapping[int, Sequence[tuple[int, Rule]]] | None = None,
     ) -> None:
         self._holders: Mapping[str, frozenset[int]] = holders or {}
+        self._after: Mapping[int, Sequence[tuple[int, Rule]]] = after or {}
         self._standing = standing
         self._paused = paused
         self._now = now
@@ -89,26 +130,84 @@ class Scene:
         for one in standing.values():
             if one.state is JobState.RUNNING and one.owner in self._running:
                 self._running[one.owner].append(one.seq)
-        #: Those that wait for each other's workers: the largest set in which nobody gets on before another one does.
-        self._stuck = {seq: wait for seq, wait in waits.items() if self._waits_still(wait)}
-        self._let_go_what_gets_on()
+        limited = {seq: wait._replace(until=self._ends_by_itself(wait)) for seq, wait in waits.items()}
+        self._waits = {seq: wait for seq, wait in limited.items() if self._waits_still(wait)}
+        #: Those that wait for each other: the largest set in which nobody gets on before another one does. With them
+        #: the blocked jobs that cannot begin before, and those that cannot even end.
+        self._stuck = dict(self._waits)
+        self._unbegun, self._unended = set(self._after), set(self._after)
+        while self._let_plans_go_on() or self._let_go_what_gets_on():
+            continue
+        self._last_hopes = frozenset(self._found_to_be_last_hopes())
+
+    def _ends_by_itself(self, wait: Wait) -> float:
+        """When a waiting is over at the latest: also when something expires that it waits for."""
+        jobs = [self._standing[child] for child in wait.children if child in self._standing]
+        expiries = [job.expires for job in jobs if job.state is not JobState.RUNNING and job.expires is not None]
+        return min([wait.until, *expiries])
 
     def _waits_still(self, wait: Wait) -> bool:
         own = self._standing.get(wait.seq)
         here = own is not None and own.state is JobState.RUNNING and own.claim == wait.claim
         return here and own is not None and own.owner in self._consumers and wait.until > self._now
 
-    def _let_go_what_gets_on(self) -> None:
-        while free := [seq for seq, wait in self._stuck.items() if any(map(self._gets_on, wait.children))]:
-            for seq in free:
-                del self._stuck[seq]
+    def _let_go_what_gets_on(self) -> bool:
+        free = [seq for seq, wait in self._stuck.items() if any(map(self._gets_on, wait.children))]
+        for seq in free:
+            del self._stuck[seq]
+        return bool(free)
 
-    def doomed(self) -> dict[int, Wait]:
-        """The jobs that wait in vain, by ``seq``: of those that wait for each other's workers the first to give up."""
-        return {seq: wait for seq, wait in self._stuck.items() if self._is_first(wait)}
+    def _let_plans_go_on(self) -> bool:
+        before = len(self._unbegun) + len(self._unended)
+        for seq in sorted(self._unended | self._unbegun):  # mostly, a plan's later steps have the higher numbers
+            if not any(self._is_missed(prior, rule) for prior, rule in self._after[seq]):
+                self._unbegun.discard(seq)
+            if seq not in self._unbegun or any(self._may_end_it(prior, rule) for prior, rule in self._after[seq]):
+                self._unended.discard(seq)
+        return len(self._unbegun) + len(self._unended) < before
+
+    def _found_to_be_last_hopes(self) -> Iterator[int]:
+        """The waiting jobs that are not stuck, and without which more would be."""
+        for group in (*self._holders.values(), *(self._running[one] for one in self._consumers if self._is_full(one))):
+            going = [seq for seq in group if seq not in self._stuck]
+            if len(going) == 1:
+                yield from going
+        for edges in self._after.values():
+            yield from (prior for prior, _ in edges if prior in self._waits)
+
+    # ── the answers ──────────────────────────────────────────────────────────────────────────────────
+
+    def doomed(self) -> dict[int, Doom]:
+        """The jobs that wait in vain, by ``seq``: of those that wait for each other the first to give up."""
+        return {
+            seq: Doom(wait, scene.obstacle(wait))
+            for seq, wait in self._waits.items()
+            if (scene := self._seen_by(wait)) is not None and scene._is_first(wait)
+        }
+
+    def waits_in_vain(self, seq: int) -> Doom | None:
+        """Whether this one does, be it the first to give up or not."""
+        wait = self._waits.get(seq)
+        scene = None if wait is None else self._seen_by(wait)
+        return None if wait is None or scene is None else Doom(wait, scene.obstacle(wait))
+
+    def _seen_by(self, wait: Wait) -> Scene | None:
+        """The scene in which nothing that it waits for can begin; ``None``: something can.
+
+        What waits for several others may end, by the failure of one, though it can never begin, because it needs
+        another one. Who waits for that may get on, so that nobody can rely on him; but he himself waits in vain.
+        """
+        if wait.seq in self._stuck or wait.seq not in self._last_hopes:
+            return None if any(map(self._may_begin, wait.children)) else self
+        scene = copy(self)
+        scene._stuck = self._stuck | {wait.seq: wait}
+        scene._unbegun, scene._unended = set(self._after), set(self._after)
+        while scene._let_plans_go_on():
+            continue
+        return None if any(map(scene._may_begin, wait.children)) else scene
 
     def _is_first(self, wait: Wait) -> bool:
-        """Whether none of those whose workers it needs, directly or not, would give up before it."""
+        """Whether none of those that have to end before it can go on, directly or not, would give up before it."""
         seen, ahead = {wait.seq}, [wait]
         while ahead:
             for seq in self._in_the_way(ahead.pop()) - seen:
@@ -119,24 +218,53 @@ class Scene:
                 ahead.append(other)
         return True
 
-    def _in_the_way(self, wait: Wait) -> set[int]:
+    def _in_the_way(self, wait: Wait) -> frozenset[int]:
         """The stuck jobs of which one has to end before this one can go on."""
-        needed: set[int] = set()
-        for child in wait.children:
-            job = self._standing[child]
+        return frozenset().union(*(one.jobs for child in wait.children for one in self._obstacles(child)))
+
+    def _obstacles(self, child: int) -> Iterator[Obstacle]:
+        """Why one that is waited for cannot begin."""
+        seen, ahead = {child}, [child]
+        while ahead:
+            seq = ahead.pop()
+            job = self._standing[seq]
             if job.state is JobState.RUNNING:
-                needed.add(child)
+                yield Obstacle(seq, frozenset((seq,)), ENDS)
+            elif job.reason is not None and job.reason in self._holders:
+                yield Obstacle(seq, self._holders[job.reason], job.reason)
+            elif self._follows(seq):
+                missed = {prior for prior, rule in self._after[seq] if self._is_missed(prior, rule)} - seen
+                seen |= missed
+                ahead += missed
+            else:
+                able = self._consumers if job.state is JobState.BLOCKED else self.consumers_of(job.queue)
+                yield Obstacle(seq, frozenset(one for number in able for one in self._running[number]), None)
+
+    def obstacle(self, wait: Wait) -> str:
+        """What keeps the job that it waits for, in words; "" where it is the lack of workers."""
+        words, children = [], list(wait.children)
+        for child in children:
+            if self._standing[child].state is JobState.RUNNING:  # it waits itself: what keeps that one?
+                children += [one for one in self._stuck[child].children if one not in children]
                 continue
-            if job.reason is not None and job.reason in self._holders:
-                needed |= self._holders[job.reason]
-                continue
-            able = self._consumers if job.state is JobState.BLOCKED else self.consumers_of(job.queue)
-            for consumer in able:
-                needed.update(self._running[consumer])
-        return needed
+            named = [one for one in self._obstacles(child) if one.why is not None]
+            if not named:
+                return ""
+            words.append(_in_words(min(named, key=lambda one: one.seq), child, wait.seq))
+        return words[0] if words else ""
+
+    # ── what can happen before one of the stuck ones gives up ────────────────────────────────────────
 
     def _gets_on(self, seq: int) -> bool:
-        """Whether this job has finished, is getting on, may start one day, or has reasons of its own not to."""
+        """Whether this job has finished, is getting on, may start or end one day, or has reasons of its own not to."""
+        return seq not in self._unended if self._follows(seq) else self._may_begin(seq)
+
+    def _follows(self, seq: int) -> bool:
+        """Whether it waits for jobs, and these are known."""
+        job = self._standing.get(seq)
+        return job is not None and job.state is JobState.BLOCKED and seq in self._after
+
+    def _may_begin(self, seq: int) -> bool:
         job = self._standing.get(seq)
         if job is None:
             return True
@@ -144,6 +272,8 @@ class Scene:
             return seq not in self._stuck
         if job.reason is not None and job.reason in self._holders:
             return any(holder not in self._stuck for holder in self._holders[job.reason])
+        if self._follows(seq):
+            return seq not in self._unbegun
         if job.state is JobState.BLOCKED:  # by jobs that may be in any queue
             reason = job.reason or ""
             return reason.startswith((UNKNOWN_TASK, EVENT)) or any(map(self._has_room, self._consumers))
@@ -152,24 +282,65 @@ class Scene:
         able = self.consumers_of(job.queue)
         return not able or any(map(self._has_room, able))
 
+    def _may_end(self, seq: int) -> bool:
+        """Whether one that another job waits for may end, in whatever way: what expires does so without a worker."""
+        job = self._standing.get(seq)
+        expires = job is not None and job.state is not JobState.RUNNING and job.expires is not None
+        return expires or self._gets_on(seq)
+
+    def _is_missed(self, prior: int, rule: Rule) -> bool:
+        """Whether a prerequisite cannot end in the way that counts."""
+        return not (self._may_begin(prior) if rule is Rule.SUCCESS else self._may_end(prior))
+
+    def _may_end_it(self, prior: int, rule: Rule) -> bool:
+        """Whether the end of a prerequisite may be the end of what waits for it."""
+        return rule is not Rule.END and self._may_end(prior)
+
+    # ── workers ──────────────────────────────────────────────────────────────────────────────────────
+
     def consumers_of(self, queue: str) -> list[int]:
         """The living consumers that take jobs from a queue."""
         return [number for number, one in self._consumers.items() if serves(one, queue)]
 
     def _has_room(self, consumer: int) -> bool:
-        running = self._running[consumer]
-        return len(running) < workers_of(self._consumers[consumer]) or any(seq not in self._stuck for seq in running)
+        return not self._is_full(consumer) or any(seq not in self._stuck for seq in self._running[consumer])
+
+    def _is_full(self, consumer: int) -> bool:
+        return len(self._running[consumer]) >= workers_of(self._consumers[consumer])
 
     def is_crowded(self, seq: int) -> bool:
         """Whether the consumer that runs this job runs as many as it has workers."""
         job = self._standing.get(seq)
         if job is None or job.owner is None or job.owner not in self._consumers:
             return False
-        return len(self._running[job.owner]) >= workers_of(self._consumers[job.owner])
+        return self._is_full(job.owner)
 
-    def is_at_a_full_gate(self, wait: Wait) -> bool:
-        """Whether one of those that it waits for needs a slot of a lock or limit that has none."""
-        return any(job.reason in self._holders for seq in wait.children if (job := self._standing.get(seq)) is not None)
+    def is_entangled(self, wait: Wait, known: Collection[int]) -> bool:
+        """Whether others have to know that it waits, though its consumer has workers left: what it waits for needs,
+        directly or not, a slot of a lock or limit that has none, the end of a running job, or one of those that are
+        ``known`` to wait.
+        """
+        seen, ahead = set(wait.children), list(wait.children)
+        while ahead:
+            seq = ahead.pop()
+            job = self._standing.get(seq)
+            if job is None:
+                continue
+            if job.reason in self._holders or self._needs_one_of(job, known):
+                return True
+            priors = {prior for prior, _ in self._after[seq]} if self._follows(seq) else set()
+            if any(prior in self._standing and self._standing[prior].state is JobState.RUNNING for prior in priors):
+                return True
+            ahead += priors - seen
+            seen |= priors
+        return False
+
+    def _needs_one_of(self, job: Standing, known: Collection[int]) -> bool:
+        """Whether one of these is this job, or has one of the workers that could run it, all of which are taken."""
+        if job.state is JobState.RUNNING:
+            return job.seq in known
+        able = [] if job.state is JobState.BLOCKED else self.consumers_of(job.queue)
+        return all(map(self._is_full, able)) and any(seq in known for one in able for seq in self._running[one])
 
     def nobody_starts(self, seq: int) -> str | None:
         """Why a job cannot be started by anybody, though it is due; ``None``: it can, or is not due."""
@@ -188,20 +359,48 @@ def serves(consumer: Owner, queue: str) -> bool:
 
 
 def _holders(storage: Storage, reasons: Iterable[str | None]) -> dict[str, frozenset[int]]:
-    """By reason, which jobs hold all slots of the lock or limit that it names, where only jobs do; or which job is
-    followed, or must end first."""
+    """By reason, which jobs hold all slots of the lock or limit that it names, where only jobs do."""
     found: dict[str, frozenset[int]] = {}
     for why in reasons:
-        before = followed_by_key(why or "") or first_of(why or "")
-        followed = None if before is None else storage.get(before)
-        if why is not None and followed is not None:
-            found[why] = frozenset((followed.seq,))
         gate = gate_of(why or "")
         for state in storage.gates.states(gate) if gate is not None and not is_rate(gate) else ():
             jobs = frozenset(place.job for place in state.holders if place.job is not None)
             if why is not None and state.name == gate and len(jobs) == len(state.holders) >= state.slots:
                 found[why] = jobs
     return found
+
+
+def _after(
+    storage: Storage, edges: Collection[tuple[int, int, Rule]], standing: Mapping[int, Standing]
+) -> dict[int, list[tuple[int, Rule]]]:
+    """By blocked job, which ones have to end before it: those of its edges, and the one that has its unique key."""
+    found: dict[int, list[tuple[int, Rule]]] = {}
+    for seq, prior, rule in edges:
+        if seq in standing and _awaits_jobs(standing[seq]):
+            found.setdefault(seq, []).append((prior, rule))
+    for seq, job in standing.items():
+        running = None if job.reason is None else followed_by_key(job.reason)
+        followed = None if running is None else storage.get(running)
+        if followed is not None:
+            found.setdefault(seq, []).append((followed.seq, Rule.END))
+    if len(edges) >= MANY:
+        for known in found.values():
+            known.append(_UNKNOWN)
+    return found
+
+
+def _awaits_jobs(job: Standing) -> bool:
+    return job.reason is not None and (is_waiting(job.reason) or followed_by_key(job.reason) is not None)
+
+
+def scene_of(storage: Storage, waits: Mapping[int, Wait], owners: Iterable[Owner], now: float) -> Scene:
+    """Where everything stands in a storage that has to do with these waits."""
+    children = {child for wait in waits.values() for child in wait.children}
+    edges = storage.plans.awaited(children, MANY)
+    standing = storage.standing(children | {prior for _, prior, _ in edges})
+    paused = frozenset(key.removeprefix(PAUSE_MARK) for key in storage.marks(PAUSE_MARK))
+    holders = _holders(storage, {one.reason for one in standing.values() if one.state is JobState.BLOCKED})
+    return Scene(waits, standing, owners, paused, now, holders, _after(storage, edges, standing))
 
 
 def workers_of(consumer: Owner) -> float:
@@ -223,7 +422,7 @@ class Parent:
         wake: called, on another thread, when `doomed` has become true.
     """
 
-    __slots__ = ("began", "children", "doomed", "is_ours", "job", "until", "wake", "warned")
+    __slots__ = ("began", "children", "doomed", "is_ours", "job", "obstacle", "until", "wake", "warned")
 
     def __init__(self, job: Job, children: tuple[int, ...], until: float, wake: Callable[[], object]) -> None:
         self.job = job
@@ -235,7 +434,15 @@ class Parent:
         self.is_ours: bool | None = None
         #: It waits in vain: what it waits for cannot start before it ends.
         self.doomed = False
+        #: Why, in words; "" where it is the lack of workers.
+        self.obstacle = ""
         self.warned = False
+
+
+def held_by_callers(storage: Storage, callers: Sequence[Job], child: int, now: float) -> Doom | None:
+    """In immediate mode: whether the newest of the running jobs, whose calls are within each other, waits in vain."""
+    waits = {job.seq: Wait(job.seq, job.claim, (child,), math.inf) for job in callers}
+    return scene_of(storage, waits, [Owner(CALLER, {}, True)], now).waits_in_vain(callers[-1].seq)
 
 
 class Parents:
@@ -343,19 +550,32 @@ class Parents:
         waits = {seq: _merged(parents) for seq, parents in mine.items()}
         scene = self._scene(waits)
         self._warn(scene, mine)
-        crowded = [wait for seq, wait in waits.items() if scene.is_crowded(seq) or scene.is_at_a_full_gate(wait)]
-        if not crowded:
+        told = self._to_be_told(scene, waits)
+        if not told:
             self._suspected = {}
             return
-        for wait in crowded:
+        for wait in told:
             self._publish(wait)
         doomed = self._scene(_read(self._storage.marks(WAIT_MARK))).doomed()
         for seq in mine.keys() & doomed.keys():
-            if self._suspected.get(seq) == doomed[seq]:
+            if self._suspected.get(seq) == doomed[seq].wait:
                 for parent in mine[seq]:
+                    parent.obstacle = doomed[seq].obstacle
                     parent.doomed = True
                     parent.wake()
-        self._suspected = doomed
+        self._suspected = {seq: doom.wait for seq, doom in doomed.items()}
+
+    def _to_be_told(self, scene: Scene, waits: Mapping[int, Wait]) -> list[Wait]:
+        """Of which of these others have to know."""
+        known = set(_read(self._storage.marks(WAIT_MARK)))
+        found = {seq: wait for seq, wait in waits.items() if scene.is_crowded(seq)}
+        while more := {
+            seq: wait
+            for seq, wait in waits.items()
+            if seq not in found and scene.is_entangled(wait, known | found.keys())
+        }:
+            found |= more
+        return list(found.values())
 
     def _those_of_ours(self) -> dict[int, list[Parent]]:
         """By ``seq`` the jobs that have waited since the last look at least, and run for this storage's consumers."""
@@ -378,11 +598,7 @@ class Parents:
         return found is not None and (found.seq, found.created, found.claim) == (job.seq, job.created, job.claim)
 
     def _scene(self, waits: Mapping[int, Wait]) -> Scene:
-        storage = self._storage
-        standing = storage.standing({child for wait in waits.values() for child in wait.children})
-        paused = frozenset(key.removeprefix(PAUSE_MARK) for key in storage.marks(PAUSE_MARK))
-        holders = _holders(storage, {one.reason for one in standing.values() if one.state is JobState.BLOCKED})
-        return Scene(waits, standing, storage.owners(), paused, self._clock.now(), holders)
+        return scene_of(self._storage, waits, self._storage.owners(), self._clock.now())
 
     def _warn(self, scene: Scene, mine: Mapping[int, list[Parent]]) -> None:
         ripe = SystemClock.monotonic() - WARN_AFTER

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from liteq import lifecycle
 from liteq import signals as S
 from liteq.clock import Clock
+from liteq.context import callers
 from liteq.definition import Declarations, Definition, Options, check_name, policy_without_task
 from liteq.errors import (
     ConfigurationError,
@@ -25,6 +26,7 @@ from liteq.errors import (
     PayloadTooLarge,
     SerializationError,
     StorageBusy,
+    WouldDeadlock,
 )
 from liteq.execution import NoDeadline, Runtime, close_loop, execute
 from liteq.gates import gate_of, is_rate
@@ -629,6 +631,21 @@ class Engine:
         mark = PAUSE_MARK + job.queue
         return job.state is JobState.READY and mark not in self.storage.marks(mark)
 
+    def refuse_to_wait_in_vain(self, job: Job) -> None:
+        """Tell a job that waits here for one which cannot start before it has ended.
+
+        Raises:
+            WouldDeadlock: it does.
+        """
+        within = [caller for engine, caller in callers.get() if engine is self]
+        if not within or job.state is not JobState.BLOCKED:
+            return
+        from liteq.deadlock import held_by_callers
+
+        doom = held_by_callers(self.storage, within, job.seq, self.clock.now())
+        if doom is not None:
+            raise WouldDeadlock(job.id, within[-1].id, obstacle=doom.obstacle)
+
     def _due_of(self, job: Job) -> float | None:
         standing = self.storage.get(job.id)
         if standing is None:
@@ -639,12 +656,15 @@ class Engine:
         return standing.due if standing.state is JobState.SCHEDULED else None
 
     def _execute_here(self, job: Job) -> Outcome:
+        within = callers.set((*callers.get(), (self, job)))
         try:
             return execute(job, self.runtime, _DirectChannel(self), NoDeadline())
         except KeyboardInterrupt:  # the caller's, who happens to be in a task
             now = self.clock.now()
             self.round([Ended(job, Outcome(job.seq, job.claim, Ending.INTERRUPTED, now, now))], None)
             raise
+        finally:
+            callers.reset(within)
 
     def _run_one(self) -> bool:
         claimed = self.round([], ClaimRequest(owner=CALLER, wanted=1))

@@ -306,26 +306,29 @@ class ResultTimeout(LiteQError, TimeoutError):
 
 class WouldDeadlock(LiteQError, RuntimeError):
     """Raised in a job that waits for another one which cannot start: every worker that could run it is taken by a job
-    that waits in the same way, or by one that would stop the event loop of all others while it waits. The other job
-    stays in its queue, and may run once this one has ended.
+    that waits in the same way, or by one that would stop the event loop of all others while it waits; or it needs a
+    slot of a lock or limit, or the end of a job, that none but jobs that wait like this can give. The other job stays
+    where it is, and may run once this one has ended.
 
     Args:
         job_id: the job that was waited for.
         waiting: the job that waited.
         on_loop: it did so on the event loop of an asyncio worker, without ``await``.
+        obstacle: what keeps the other one from its start, in words; "" where it is the lack of workers.
     """
 
-    def __init__(self, job_id: str, waiting: str, on_loop: bool = False) -> None:
-        super().__init__(_in_vain(job_id, waiting, on_loop))
+    def __init__(self, job_id: str, waiting: str, on_loop: bool = False, obstacle: str = "") -> None:
+        super().__init__(_in_vain(job_id, waiting, on_loop, obstacle))
         self.job_id = job_id
         self.waiting = waiting
         self.on_loop = on_loop
+        self.obstacle = obstacle
 
-    def __reduce__(self) -> tuple[type[WouldDeadlock], tuple[str, str, bool]]:
-        return type(self), (self.job_id, self.waiting, self.on_loop)
+    def __reduce__(self) -> tuple[type[WouldDeadlock], tuple[str, str, bool, str]]:
+        return type(self), (self.job_id, self.waiting, self.on_loop, self.obstacle)
 
 
-def _in_vain(job_id: str, waiting: str, on_loop: bool) -> str:
+def _in_vain(job_id: str, waiting: str, on_loop: bool, obstacle: str) -> str:
     """Why one job waits for another one in vain, in words."""
     if job_id == waiting:
         return (
@@ -337,6 +340,12 @@ def _in_vain(job_id: str, waiting: str, on_loop: bool) -> str:
             f"job {waiting} would wait for job {job_id} with get(), and stop the event loop on which it runs, with all "
             "other jobs on it, perhaps the very one that it waits for. That one stays in its queue. In an async def "
             "task write `await result`, or `await asyncio.to_thread(result.get)`"
+        )
+    if obstacle:
+        return (
+            f"job {waiting} waits for job {job_id}, which cannot start: {obstacle}. More workers would not help. Wait "
+            "for nothing that needs the same slot, or the end of a job that waits; or let a job go on without waiting: "
+            "enqueue the next step from the one before"
         )
     return (
         f"job {waiting} waits for job {job_id}, which cannot start: every worker that could run it is taken by a job "

@@ -9,7 +9,6 @@ arguments, as the bytes that were stored: nothing is encoded anew.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -211,15 +210,6 @@ def reason(first: str, others: int) -> str:
     """
     more = f" and {others} other{'s'[: others > 1]} have" if others else " has"
     return f"{WAITS_UNTIL}{first}{more} ended"
-
-
-def first_of(why: str) -> str | None:
-    """The id of the job that this reason names; ``None`` where it is another kind of reason."""
-    found = _REASON.fullmatch(why)
-    return None if found is None else found[1]
-
-
-_REASON = re.compile(re.escape(WAITS_UNTIL) + r"(.+?)(?: has| and [0-9]+ others? have) ended", re.DOTALL)
 
 
 def is_waiting(why: str | None) -> bool:

@@ -111,7 +111,7 @@ class Result(Generic[R]):
             while (left := _left(deadline, clock.monotonic())) is None or left > 0:
                 finished.clear()
                 if parent is not None and parent.doomed:
-                    raise WouldDeadlock(self.id, parent.job.id)
+                    raise WouldDeadlock(self.id, parent.job.id, obstacle=parent.obstacle)
                 self._engine.waiters.add(cast(int, self._seq), finished.set)
                 try:
                     in_time = finished.wait(left)
@@ -136,7 +136,7 @@ class Result(Generic[R]):
                     if job is not None:
                         return job
                     if doomed is not None:
-                        raise WouldDeadlock(self.id, doomed.job.id)
+                        raise WouldDeadlock(self.id, doomed.job.id, obstacle=doomed.obstacle)
         except TimeoutError:
             return await asyncio.to_thread(self._finished_job)
 
@@ -184,6 +184,7 @@ class Result(Generic[R]):
                 if engine.is_startable(job):  # another thread has put it back just now
                     engine.run_ready()
                 elif job.state is not JobState.RUNNING or not watch.wait(_left(deadline, clock.monotonic())):
+                    engine.refuse_to_wait_in_vain(job)
                     return None  # it cannot start, or another thread runs it for too long
 
     def _timed_out(self, limit: float | None) -> ResultTimeout:
@@ -435,7 +436,7 @@ class ResultGroup(Generic[R]):
             for seq in pending:
                 engine.waiters.discard(seq, finished.set)
         if parent is not None and parent.doomed and not engine.storage.finished(pending):
-            raise WouldDeadlock(next(iter(pending.values())).id, parent.job.id)
+            raise WouldDeadlock(next(iter(pending.values())).id, parent.job.id, obstacle=parent.obstacle)
         return in_time
 
     def _run_next(self, pending: dict[int, Result[R]], left: float | None) -> bool:

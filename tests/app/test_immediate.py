@@ -198,6 +198,72 @@ def test_a_job_that_nothing_can_start_is_not_waited_for(immediate: LiteQ) -> Non
     assert result.get() == 1
 
 
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_a_job_that_waits_for_one_which_needs_its_slot_is_told_at_once(immediate: LiteQ, timeout: float | None) -> None:
+    @immediate.task(max_running=1, name="limited")
+    def limited(how: str, *before: object) -> object:
+        if how == "end":
+            return how
+        if how == "plan":
+            return immediate.enqueue(limited.s("end").then(limited, "end")).get(timeout)
+        return (limited.map(["end", "end"]) if how == "group" else limited("end")).get(timeout)
+
+    @immediate.task(name="locked")
+    @immediate.lock_task("shared", wait=True)
+    def locked(depth: int) -> object:
+        return between().get(timeout) if depth else "end"
+
+    @immediate.task(name="between")
+    def between() -> object:
+        return locked(0).get(timeout)
+
+    for result, needs in [
+        (limited("direct"), "it needs a slot of the limit 'limited'"),
+        (limited("group"), "it needs a slot of the limit 'limited'"),
+        (limited("plan"), "a job that has to end before it needs a slot of the limit 'limited'"),
+        (locked(1), "it needs a slot of the lock 'shared'"),
+    ]:
+        with pytest.raises(TaskFailed, match=f"WouldDeadlock: .*which cannot start: {needs}"):
+            result.get()
+    assert immediate.counts()["blocked"] == 0  # what was waited for has run since
+
+
+def test_a_coroutine_that_waits_for_one_which_needs_its_slot_is_told_at_once(immediate: LiteQ) -> None:
+    @immediate.task(max_running=1)
+    async def limited(depth: int) -> object:
+        return await limited(depth - 1) if depth else "end"
+
+    with pytest.raises(TaskFailed, match=r"WouldDeadlock: .*which cannot start: it needs a slot of the limit"):
+        limited(1).get()
+
+
+def test_a_job_that_waits_for_one_which_is_to_follow_it_is_told_at_once(immediate: LiteQ) -> None:
+    @immediate.task
+    def child() -> None:
+        return None
+
+    @immediate.task(context=True)
+    def parent(*, task: Any) -> object:
+        return child.using(after=[task.id])().get()
+
+    with pytest.raises(TaskFailed, match=r"WouldDeadlock: .*after the end of this very job"):
+        parent().get()
+
+
+def test_a_job_that_waits_for_one_which_others_keep_from_its_start_is_not_accused(immediate: LiteQ) -> None:
+    @immediate.task
+    @immediate.lock_task("shared", wait=True)
+    def locked() -> str:
+        return "end"
+
+    @immediate.task
+    def parent() -> object:
+        return locked().get(timeout=60)
+
+    with immediate.lock_task("shared"), pytest.raises(TaskFailed, match="ResultTimeout"):
+        parent().get()
+
+
 def test_a_task_may_enqueue_others_and_wait_for_them(immediate: LiteQ) -> None:
     order: list[str] = []
 

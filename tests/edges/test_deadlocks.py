@@ -20,7 +20,7 @@ SOON = 30.0
 
 FAMILY = """
 import asyncio, contextlib, pathlib
-from liteq import LiteQ, WouldDeadlock
+from liteq import LiteQ, WouldDeadlock, chord
 
 app = LiteQ("shop.db", durability="normal")
 
@@ -72,6 +72,46 @@ def stubborn_parent(gate):
     pathlib.Path(f"{gate}.entered").touch()
     with open(gate):
         return "went on"
+
+@app.task
+def collect(*values):
+    return 5
+
+@app.task(max_running=1)
+def limited(how):
+    if how == "end":
+        return 5
+    if how == "pipeline":
+        return app.enqueue(limited.s("end").then(collect)).get()
+    first, second = (limited, child) if how == "chord, first" else (child, limited)
+    return app.enqueue(chord([first.s("end"), second.s("end")], collect.s())).get()
+
+@app.task
+@app.lock_task("shared", wait=True)
+def locked(how, *before):
+    return app.enqueue(child.s().then(locked, "end")).get() if how == "pipeline" else 5
+
+@app.task(context=True)
+def awaits_what_follows_it(*, task):
+    first = child.using(after=[task.id])()
+    return child.using(after=[first])().get()
+
+@app.task
+@app.lock_task("shared", wait=True)
+def outer():
+    return middle().get()
+
+@app.task
+def middle():
+    return locked("end").get()
+
+@app.task(max_running=2)
+def twice(gate):
+    if gate == "end":
+        return 5
+    if gate:
+        return hold(gate).get()
+    return app.enqueue(twice.s("end").then(collect)).get()
 """
 
 
@@ -158,6 +198,57 @@ def test_the_innermost_of_nested_ones_is_told(shop: Shop, eventually: Eventually
     result = shop.task("grandparent")()
     assert ends([result]) == ["TaskFailed"]
     assert "WouldDeadlock" in str(result.error)
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+@pytest.mark.parametrize(
+    ("call", "held"),
+    [
+        (("limited", "pipeline"), "limit 'shop.limited'"),
+        (("limited", "chord, first"), "limit 'shop.limited'"),
+        (("limited", "chord, second"), "limit 'shop.limited'"),
+        (("locked", "pipeline"), "lock 'shared'"),
+        (("awaits_what_follows_it",), "after the end of this very job"),
+    ],
+)
+def test_one_that_waits_for_a_plan_that_cannot_go_on_without_it_is_told_however_many_workers_there_are(
+    shop: Shop, eventually: Eventually, kind: str, call: tuple[str, ...], held: str
+) -> None:
+    consume(shop, eventually, kind, 4)
+    task, *args = call
+    result = shop.task(task)(*args)
+    assert ends([result]) == ["WouldDeadlock"]
+    job = result.job()
+    assert held in job.error.message
+    assert "More workers would not help" in job.error.message
+    assert job.finished - job.started < SOON
+    assert shop.app.storage.marks("wait:") == {}
+
+
+def test_one_that_waits_for_another_one_which_needs_its_lock_further_down_is_seen_through(
+    shop: Shop, eventually: Eventually
+) -> None:
+    consume(shop, eventually, "process", 2, "-q", "default")
+    consume(shop, eventually, "process", 2, "-q", "default")
+    result = shop.task("outer")()
+    assert ends([result]) == ["TaskFailed"]  # the one in the middle was told
+    assert "WouldDeadlock" in str(result.error)
+    assert "lock 'shared'" in str(result.error)
+
+
+def test_a_slot_that_will_be_free_is_waited_for_behind_a_plan_too(
+    shop: Shop, eventually: Eventually, tmp_path: Path
+) -> None:
+    consume(shop, eventually, "thread", 6)
+    gate = shop.gate()
+    other = shop.task("twice")(str(gate))
+    eventually(has_entered(gate))  # it waits itself, but for one that runs
+    result = shop.task("twice")("")
+    eventually(lambda: result.state == "running")
+    let_a_real_one_be_told(tmp_path / "real", eventually)
+    assert result.state == "running"
+    release(gate)
+    assert ends([other, result]) == ["released", "5"]
 
 
 def test_a_pool_with_room_is_never_accused(shop: Shop, eventually: Eventually, tmp_path: Path) -> None:
