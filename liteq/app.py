@@ -1016,8 +1016,16 @@ class LiteQ:
             consumer.stop()
 
     def close(self) -> None:
-        """Let go of the file and of background threads; idempotent, and the next use opens the file anew."""
+        """Let go of the file and of background threads, and `stop` the consumer that `start` started; idempotent, and
+        the next use opens the file anew.
+
+        Raises:
+            ConfigurationError: another consumer of this app runs in this process. It would lose the file's lock that
+                says that it lives, and others would run its jobs a second time.
+        """
         self.stop()
+        if os.getpid() in self._stored.serving:
+            raise ConfigurationError("a consumer of this app runs in this process: stop it before close()")
         for engine in (self._stored, self._in_memory):
             if engine is not None:
                 engine.locks.close()

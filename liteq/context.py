@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime, timedelta
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,7 @@ from liteq.clock import Clock
 from liteq.errors import ConfigurationError
 from liteq.instants import moment
 from liteq.job import Job, Outcome, Progress
+from liteq.lifecycle import storable
 
 if TYPE_CHECKING:
     from liteq.steps import Steps, Suspended
@@ -130,8 +132,12 @@ class TaskContext:
             done: so much, in any unit.
             total: of so much, if known.
             message: a few words.
+
+        Raises:
+            TypeError, ValueError: one of the numbers is none, or not finite.
         """
-        self._channel.progress(self._job, Progress(float(done), None if total is None else float(total), str(message)))
+        of = None if total is None else _finite(total, "total")
+        self._channel.progress(self._job, Progress(_finite(done, "done"), of, storable(str(message))))
 
     def is_cancelled(self) -> bool:
         """Whether somebody has revoked this job since it was started. A long task asks now and then, and returns."""
@@ -312,3 +318,14 @@ current_job: ContextVar[Job | None] = ContextVar("liteq_current_job", default=No
 callers: ContextVar[tuple[tuple[object, Job], ...]] = ContextVar("liteq_callers", default=())
 
 Report = Callable[[str, Job, BaseException], None]
+
+
+def _finite(value: float, what: str) -> float:
+    """A number that can be stored: SQLite takes NaN for nothing at all."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = inf
+    if not isfinite(number):
+        raise ValueError(f"progress({what}=...) takes a finite number, not {value!r:.50}")
+    return number

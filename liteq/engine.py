@@ -114,6 +114,8 @@ class Engine:
         self.runtime = Runtime({}, serializer, storage, clock, timezone, _report_hook, self.transact)
         self.news = News(storage, self.retries)
         self.declared = Declarations()
+        #: The processes in which a consumer of this engine runs, as often as one does: a fork inherits the list only.
+        self.serving: list[int] = []
         self._batch: ContextVar[Batch | None] = ContextVar("liteq_batch", default=None)
         self._own: ContextVar[OwnTransaction | None] = ContextVar("liteq_own", default=None)
 

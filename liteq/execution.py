@@ -30,8 +30,9 @@ from liteq.errors import (
     TaskTimeout,
 )
 from liteq.gates import NeedsOf
-from liteq.instants import seconds, timestamp
+from liteq.instants import seconds, timestamp, within_reach
 from liteq.job import Ending, Job, Outcome
+from liteq.lifecycle import storable
 from liteq.serializers import Serializer
 from liteq.storage.base import Storage
 
@@ -468,17 +469,23 @@ def _directed(outcome: Outcome, directive: Directive, runtime: Runtime, now: flo
     match directive:
         case Retry(delay=delay, eta=eta):
             if eta is not None:
-                wait: float | None = max(0.0, timestamp(eta, runtime.timezone, "Retry(eta=...)") - now)
+                wait: float | None = _wait(timestamp(eta, runtime.timezone, "Retry(eta=...)") - now, "Retry(eta=...)")
             else:
-                wait = None if delay is None else max(0.0, seconds(delay, "Retry(delay=...)"))
+                wait = None if delay is None else _wait(seconds(delay, "Retry(delay=...)"), "Retry(delay=...)")
             return outcome._replace(ending=Ending.RETRY, delay=wait)
         case Snooze(delay=delay):
-            return outcome._replace(ending=Ending.SNOOZED, delay=max(0.0, seconds(delay, "Snooze(delay)")))
+            return outcome._replace(
+                ending=Ending.SNOOZED, delay=_wait(seconds(delay, "Snooze(delay)"), "Snooze(delay)")
+            )
         case Cancel():
             return outcome._replace(ending=Ending.CANCELLED)
         case Fail():
             return outcome._replace(ending=Ending.GAVE_UP)
     raise TypeError(f"{type(directive).__name__} is not a directive that liteq knows")
+
+
+def _wait(delay: float, what: str) -> float:
+    return within_reach(max(0.0, delay), what)
 
 
 def is_retryable(error: BaseException, options: Options) -> bool:
@@ -522,8 +529,3 @@ def _own_frames_dropped(error: BaseException) -> Any:
     while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(_OWN_FRAMES):
         trace = trace.tb_next
     return trace or error.__traceback__
-
-
-def storable(text: str) -> str:
-    """``text`` without lone surrogates, which no file can hold as UTF-8."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

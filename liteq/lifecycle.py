@@ -286,7 +286,7 @@ def _after_failure(job: Job, policy: Policy, outcome: Outcome, now: float, draw:
         record=_record(job, outcome),
     )
     if outcome.ending == Ending.CANCELLED:
-        return ended._replace(target=JobState.REVOKED, reason=_storable(outcome.message))
+        return ended._replace(target=JobState.REVOKED, reason=storable(outcome.message))
     if not _may_run_again(job, policy, outcome, crashes):
         return ended
     if cancelled:
@@ -523,22 +523,22 @@ def _record(job: Job, outcome: Outcome) -> Attempt:
         Ending(outcome.ending),
         outcome.started,
         outcome.finished,
-        _storable(outcome.error_type),
-        _storable(outcome.message),
-        _storable(outcome.traceback),
-        _storable(outcome.details),
+        storable(outcome.error_type),
+        storable(outcome.message),
+        storable(outcome.traceback),
+        storable(outcome.details),
         peak_rss,
         cpu_time,
-        _storable(log),
+        storable(log),
     )
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """The text with escapes for lone surrogates, which file names bring along and no storage can encode.
 
     Refusing it would keep the outcome, and all that are settled in the same turn, from ever being stored.
     """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 class Revocation(NamedTuple):

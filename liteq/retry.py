@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from liteq.errors import ConfigurationError
-from liteq.instants import positive_seconds
+from liteq.instants import positive_seconds, within_reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,13 @@ def retry_delay(
         raise ConfigurationError(f"retry_backoff must be a finite number of at least 1, not {backoff!r}")
     if not isinstance(jitter, bool):
         raise TypeError(f"retry_jitter takes True or False, not {type(jitter).__name__} {jitter!r}")
-    cap = positive_seconds(max_delay, "retry_max_delay")
+    cap = within_reach(positive_seconds(max_delay, "retry_max_delay"), "retry_max_delay")
     if isinstance(delay, (list, tuple)):
         if not delay:
             raise ConfigurationError("retry_delay as a list needs at least one wait")
-        waits = tuple(positive_seconds(wait, "retry_delay") for wait in delay)
+        waits = tuple(within_reach(positive_seconds(wait, "retry_delay"), "retry_delay") for wait in delay)
         return RetryDelay(max_delay=cap, jitter=jitter, delays=waits)
     if isinstance(delay, (str, bytes, Sequence)):
         raise TypeError(f"retry_delay takes seconds, a timedelta or a list of them, not {type(delay).__name__}")
-    return RetryDelay(positive_seconds(delay, "retry_delay"), float(backoff), cap, jitter)
+    wait = within_reach(positive_seconds(delay, "retry_delay"), "retry_delay")
+    return RetryDelay(wait, float(backoff), cap, jitter)

@@ -104,7 +104,7 @@ class Task(Generic[P, R]):
 
     # ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Result[R]:
         """Enqueue a call of the task.
 
         Raises:
@@ -121,7 +121,7 @@ class Task(Generic[P, R]):
 
     enqueue = __call__
 
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]:
+    async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Result[R]:
         """`enqueue` for coroutines: the event loop goes on while the job is being stored."""
         import asyncio
 
@@ -206,8 +206,8 @@ class Task(Generic[P, R]):
     @overload
     def s(self) -> Signature[R]: ...
     @overload
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
-    def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
+    def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    def s(self, /, *args: Any, **kwargs: Any) -> Signature[R]:  # type: ignore[misc]  # the slash, says mypy
         """This call, not enqueued yet: for ``app.enqueue``, workflows and schedules.
 
         In a workflow, the result of the step before is appended to these arguments; whether they are all is seen when
@@ -215,7 +215,7 @@ class Task(Generic[P, R]):
         """
         return self._follow_up(args, kwargs)
 
-    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+    def si(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
         """As `s`, but in a workflow the result of the step before is not appended."""
         from liteq.workflow import Signature
 
@@ -308,7 +308,7 @@ class Task(Generic[P, R]):
 
     # ── run here ─────────────────────────────────────────────────────────────────────────────────────
 
-    def call_local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call_local(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now, as if it were not a task. An ``async def`` one gives its coroutine."""
         return self.definition.function(*args, **kwargs)  # type: ignore[no-any-return]
 

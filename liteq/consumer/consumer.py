@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from liteq import logs
@@ -86,6 +87,7 @@ class Consumer:
         except BaseException:
             engine.storage.unregister(self._owner)
             raise
+        engine.serving.append(os.getpid())
         engine.news.announce = self._announcer.announce
         self._dispatcher = Dispatcher(
             engine,
@@ -199,6 +201,8 @@ class Consumer:
             self._keep_up.join()
         self.engine.news.announce = self.engine.signals.send
         self._announcer.stop(self.options.shutdown_timeout)
+        with suppress(ValueError):  # it never got so far
+            self.engine.serving.remove(os.getpid())
         try:
             if self._owner is not None:
                 self.engine.storage.unregister(self._owner)

@@ -12,6 +12,9 @@ from liteq.errors import ConfigurationError
 from liteq.instants import positive_seconds
 from liteq.shares import Share, check, share
 
+#: So many have room in a slot file, with those that replace them.
+MOST_WORKERS = 20_000
+
 WorkerType = Literal["thread", "process", "greenlet", "asyncio"]
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
@@ -50,6 +53,8 @@ class ConsumerOptions:
 
     def __post_init__(self) -> None:
         check_integer(self.workers, "workers", least=1)
+        if self.workers > MOST_WORKERS:
+            raise ConfigurationError(f"workers must be at most {MOST_WORKERS}, not {self.workers}")
         _one_of(self.worker_type, "worker_type", get_args(WorkerType))
         if self.worker_type == "greenlet":
             _check_gevent()

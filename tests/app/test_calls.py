@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta, timezone
@@ -22,9 +23,11 @@ from liteq import (
     LiteQError,
     Result,
     ResultGroup,
+    Retry,
     S,
     SerializationError,
     Signature,
+    Snooze,
     StorageError,
     Task,
     TaskExpired,
@@ -754,3 +757,24 @@ def test_errors_are_all_of_one_family() -> None:
     for kind in (ConfigurationError, SerializationError, StorageError, TaskFailed):
         assert issubclass(kind, LiteQError)
     assert JobState("ready") is JobState.READY
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"retry_delay": 10**30}, {"retry_delay": [1, 10**30]}, {"retry_max_delay": timedelta.max}],
+)
+def test_waits_that_no_calendar_could_show_are_refused_at_definition(app: LiteQ, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"{next(iter(options))} must be at most a thousand years"):
+        app.task(retries=1, **options)(lambda: None)
+
+
+@pytest.mark.parametrize("directive", [lambda: Snooze(10**30), lambda: Retry(delay=timedelta.max)])
+def test_a_task_that_puts_itself_off_beyond_any_calendar_fails(app: LiteQ, directive: Callable[[], Exception]) -> None:
+    @app.task(retries=3)
+    def puts_off() -> None:
+        raise directive()
+
+    result = puts_off()
+    work(app)
+    assert "must be at most a thousand years" in result.job().attempts[0].message
+    assert result.job().run_at is None or result.job().run_at.year < 3100

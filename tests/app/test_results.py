@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import pickle
 import threading
 from collections.abc import Iterator
@@ -712,3 +713,35 @@ def test_as_completed_gives_results_of_any_ending_once(app: LiteQ, echo: Task[..
     work(app)
     assert sorted(result.id for result in group.as_completed()) == sorted(result.id for result in group)
     assert [str(result.state) for result in group] == ["succeeded", "revoked", "succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error"),
+    [
+        ((math.nan,), ValueError),
+        ((1, math.nan), ValueError),
+        ((math.inf,), ValueError),
+        ((10**400,), ValueError),
+        (("half",), ValueError),
+        ((None,), TypeError),
+        ((1, object()), TypeError),
+    ],
+)
+def test_progress_that_cannot_be_stored_is_an_error_of_its_job_alone(
+    app: LiteQ, numbers: tuple[Any, ...], error: type[Exception]
+) -> None:
+    seen: list[type[Exception]] = []
+
+    @app.task(context=True)
+    def says(task: TaskContext) -> str:
+        with pytest.raises(error) as caught:
+            task.progress(*numbers)
+        seen.append(caught.type)
+        task.progress(1, 2, "half \ud800")
+        return "went on"
+
+    result = says()
+    with app.run_in_background():
+        assert result.get(30) == "went on"
+        assert says().get(30) == "went on"
+    assert seen == [error, error]

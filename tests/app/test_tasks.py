@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import importlib
@@ -547,3 +548,26 @@ def test_call_local_of_an_async_task_gives_its_coroutine(app: LiteQ) -> None:
 
     task: Task[..., Any] = app.task(_double)
     assert asyncio.run(task.call_local(4)) == 8
+
+
+def test_arguments_may_have_any_name(app: LiteQ) -> None:
+    @app.task
+    def odd(self: int, args: int, kwargs: int, /, *rest: int, **more: int) -> tuple[object, ...]:
+        return self, args, kwargs, rest, more
+
+    @app.task
+    def named(self: int, args: int, engine: int) -> list[int]:
+        return [self, args, engine]
+
+    expected = [1, 2, 3]
+    assert odd.call_local(1, 2, 3, 4, self=5, args=6) == (1, 2, 3, (4,), {"self": 5, "args": 6})
+    assert named.call_local(self=1, args=2, engine=3) == expected
+    jobs = [
+        named(self=1, args=2, engine=3),
+        asyncio.run(named.aenqueue(self=1, args=2, engine=3)),
+        named.using(priority=1)(self=1, args=2, engine=3),
+        app.enqueue(named.s(self=1, args=2, engine=3)),
+        app.enqueue(named.si(self=1, args=2, engine=3)),
+    ]
+    work(app)
+    assert [one.get(0) for one in jobs] == [expected] * 5

@@ -18,7 +18,7 @@ import workshop
 from kinds import GET, failure_of
 from workshop import lines
 
-from liteq import ConfigurationError, JobState, LiteQ
+from liteq import ConfigurationError, JobState, LiteQ, TaskFailed
 from liteq import signals as S
 from liteq.job import Job
 
@@ -323,3 +323,51 @@ def test_the_environment_is_as_it_was(app: LiteQ, tasks: Any, consume: Any) -> N
         with consume(app, worker_type="process"), consume(app, worker_type="process", max_tasks=1):
             tasks.add.map([(1, 1)] * 10).get(GET)
     assert dict(os.environ) == before
+
+
+def test_a_file_is_not_closed_under_a_consumer(app: LiteQ, eventually: Any) -> None:
+    """Its lock there says that it lives: without it others would run its jobs a second time."""
+
+    @app.task
+    def closes() -> None:
+        app.close()
+
+    with app.run_in_background() as consumer:
+        result = closes()
+        with pytest.raises(TaskFailed, match="a consumer of this app runs in this process: stop it before close"):
+            result.get(30)
+        with pytest.raises(ConfigurationError, match="stop it before close"):
+            app.close()
+        assert [one.alive for one in app.consumers()] == [True]
+        assert consumer is not None
+    app.close()
+    app.start()
+    app.close()  # stops what start() started
+    assert app.consumers() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("worker_type", ["thread", "process"])
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_that_returns_from_a_task_ends_quietly(app: LiteQ, worker_type: str, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+
+    @app.task(name="forks")
+    def forks(path: str) -> int:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 2)
+            return -1
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    with app.run_in_background(worker_type=worker_type, start_method="fork" if worker_type == "process" else None):
+        code = forks(str(said)).get(30)
+    assert code == (0 if worker_type == "thread" else 1)
+    assert said.read_text() == ""
+    assert app.counts()["succeeded"] == 1
+
+
+@pytest.mark.parametrize("worker_type", ["thread", "process", "asyncio"])
+def test_more_workers_than_have_room_are_refused(app: LiteQ, worker_type: str) -> None:
+    with pytest.raises(ConfigurationError, match="workers must be at most 20000, not 20001"):
+        app.create_consumer(workers=20_001, worker_type=worker_type)

@@ -9,10 +9,13 @@ may yet do is ignored. Python cannot kill a thread, so it lives on until its cal
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from selectors import BaseSelector
+from typing import NoReturn
 
 from liteq import logs
 from liteq.consumer.pools.base import GRACE, Pool, StackSource
@@ -23,6 +26,12 @@ from liteq.execution import Interrupted, Runtime, close_loop, execute
 from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage import begun
 from liteq.storage.shelter import Shelter
+
+#: How often this process is a fork of one in which a pool could have been.
+_forks = [0]
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forks.append(_forks.pop() + 1))
 
 
 class ThreadPool(Pool):
@@ -58,6 +67,7 @@ class ThreadPool(Pool):
         self._stuck = 0
         self.dispatcher_sleeps = False
         self._news = False
+        self.forks = _forks[-1]
         #: What was said while a thread had taken a job and not shown it yet, or may have: when to give up whatever
         #: begins, once the consumer stops at once; the revoked, by ``seq``, and when to give those up that are to stop.
         self.give_up_at: float | None = None
@@ -248,6 +258,8 @@ class ThreadSlot:
                     outcome = execute(job, pool.runtime, self, self)
                 except (Interrupted, TaskTimeout):  # put into this thread a moment too late to be the task's
                     outcome = self._interrupted(job)
+                if pool.forks != _forks[-1]:
+                    _leave_fork(outcome)
                 if not self._finish():
                     return  # given up meanwhile: the job was settled, and another thread has this one's place
                 ended.append(make(Ended, (job, outcome)))
@@ -392,3 +404,14 @@ class ThreadSlot:
             return job, outcome._replace(
                 ending=Ending.TIMEOUT, retryable=False, error_type="TaskTimeout", message=message
             )
+
+
+def _leave_fork(outcome: Outcome) -> NoReturn:
+    """A job has forked this process, and its function has returned here too: end, as the thread's function would have.
+
+    It is no worker: the pool, its line and its outcomes are the parent's.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(0 if outcome.ending is Ending.SUCCEEDED else 1)

@@ -236,7 +236,7 @@ class _Worker:
             self._leave_at_once()  # the consumer is gone; what we did is recovered by another one
 
     def _leave_at_once(self) -> NoReturn:
-        if self._words is not None:
+        if self._words is not None and self._box is not None and not self._box.closed:  # a fork of a job has let go
             self._words.end()
         os._exit(1)
 
