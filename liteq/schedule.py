@@ -57,7 +57,7 @@ class Schedule(NamedTuple):
         declared: what the code says, as JSON; ``None``: it was added at run time.
         edited: it was updated by hand, and so is not what the code says.
         paused: it fires nothing until it is resumed.
-        orphaned: it was declared in code that no consumer has any more; it fires nothing.
+        orphaned: it was declared in code that no consumer has any more; it fires nothing, and keeps its ``slot``.
         created: when it was stored; ``version`` is raised by every change.
         looked: when ``slot`` was computed.
         slot: the next one to be decided; ``due``: when, with jitter. ``None``: there is none.
@@ -215,16 +215,31 @@ def trigger_of(schedule: Schedule) -> Trigger:
 
 
 def aimed(schedule: Schedule, after: float, now: float) -> Schedule:
-    """The schedule with its next slot computed anew, strictly after ``after``; none while it is paused or orphaned."""
+    """The schedule with its next slot computed anew, strictly after ``after``; none while it is paused, and one that is
+    not due while it is orphaned.
+    """
     calendar = _Calendar(schedule)
     boot = (schedule.boot or "") if calendar.trigger.reboot else None
     return _aimed_at(schedule._replace(boot=boot), calendar, calendar.following(after), now)
 
 
 def _aimed_at(schedule: Schedule, calendar: _Calendar, slot: float | None, now: float) -> Schedule:
-    if slot is None or schedule.paused or schedule.orphaned or schedule.is_used_up:
+    if slot is None or schedule.paused or schedule.is_used_up:
         return schedule._replace(slot=None, due=None, looked=now)
-    return schedule._replace(slot=slot, due=calendar.due(slot), looked=now)
+    return schedule._replace(slot=slot, due=None if schedule.orphaned else calendar.due(slot), looked=now)
+
+
+def orphaned(schedule: Schedule, now: float) -> Schedule:
+    """The schedule when nobody declares it any more: it is not due, and its next slot is kept for `adopted`."""
+    return schedule._replace(orphaned=True, due=None, looked=now)
+
+
+def adopted(schedule: Schedule, now: float) -> Schedule:
+    """An orphan whose code is back: it goes on as after a stop, from the slot at which it came to rest."""
+    if not schedule.orphaned:
+        return schedule
+    after = now if schedule.slot is None else min(now, schedule.slot - _MICROSECOND)
+    return aimed(schedule._replace(orphaned=False), after, now)
 
 
 def decide(
@@ -244,7 +259,7 @@ def decide(
         ValueError, TypeError: what is stored makes no sense.
     """
     if schedule.paused or schedule.orphaned:
-        return Decision(schedule._replace(slot=None, due=None), ())
+        return Decision(schedule._replace(due=None), ())
     _check_choices(schedule)
     if busy.full and (schedule.overlap == "queue" or schedule.catch_up == "all"):
         return Decision(schedule._replace(due=now + PUT_OFF, looked=now), ())
@@ -304,7 +319,7 @@ def upcoming(schedule: Schedule, now: float, zone: tzinfo) -> Iterator[datetime]
     """
     calendar = _Calendar(schedule)
     zone = calendar.trigger.timezone or zone
-    slot = calendar.following(now) if schedule.slot is None else schedule.slot
+    slot = calendar.following(now) if schedule.slot is None or schedule.due is None else schedule.slot
     left = None if schedule.max_runs is None else schedule.max_runs - schedule.runs
     due = float("-inf")
     while slot is not None and (left is None or left > 0):

@@ -28,9 +28,9 @@ from liteq.errors import ConfigurationError, DuplicateSchedule, ScheduleNotFound
 from liteq.instants import LATEST, in_the_calendar, moment, positive_seconds, timestamp, within_reach
 from liteq.job import HEADERS, Job, JobState
 from liteq.result import Result
-from liteq.schedule import CatchUp, Overlap, Schedule, aimed, trigger_of
+from liteq.schedule import CatchUp, Overlap, Schedule, adopted, aimed, trigger_of
 from liteq.slots import busy, fire
-from liteq.storage.base import Fire
+from liteq.storage.base import Fire, Owner
 from liteq.task import Task, lasting
 from liteq.unique import Unique, with_unique, without_unique
 from liteq.workflow import Signature
@@ -469,7 +469,7 @@ def _brought_together(standing: Schedule, told: Schedule, now: float) -> Schedul
     """What is stored and what the code says, as one: what was said by hand holds, and is shown as such."""
     try:
         if standing.edited or standing.declared is None:
-            return _adopted(standing._replace(declared=told.declared, edited=True), now)
+            return adopted(standing._replace(declared=told.declared, edited=True), now)
         return _as_told(standing, told, now)
     except ValueError:  # what is stored makes no sense, so the code's word is all there is
         return _begun(told, now)._replace(created=standing.created, version=standing.version)
@@ -481,12 +481,7 @@ def _as_told(standing: Schedule, told: Schedule, now: float) -> Schedule:
     wanted = standing._replace(declared=told.declared, edited=False, **fields)
     if standing.edited or _timing(standing.declared) != _timing(told.declared):
         wanted = _anchored(wanted._replace(trigger=told.trigger), now)
-    return _adopted(_aimed_after_change(standing, wanted, now), now)
-
-
-def _adopted(standing: Schedule, now: float) -> Schedule:
-    """An orphan whose code is back goes on from now."""
-    return aimed(standing._replace(orphaned=False), now, now) if standing.orphaned else standing
+    return adopted(_aimed_after_change(standing, wanted, now), now)
 
 
 def _timing(declared: str | None) -> list[Any]:
@@ -501,19 +496,18 @@ def is_declared(engine: Engine, standing: Schedule) -> bool:
 
 def declared_elsewhere(engine: Engine) -> set[str]:
     """The names that live consumers declare."""
-    return {
-        str(name) for owner in engine.storage.owners() if owner.alive for name in _names(owner.info.get("schedules"))
-    }
+    return {name for owner in engine.storage.owners() if owner.alive for name in names_declared_by(owner)}
 
 
-def _names(value: object) -> Iterable[object]:
-    return value if isinstance(value, list) else ()
+def names_declared_by(owner: Owner) -> set[str]:
+    """The names that one consumer declares."""
+    names = owner.info.get("schedules")
+    return {str(name) for name in names} if isinstance(names, list) else set()
 
 
 def orphan(engine: Engine, standing: Schedule) -> bool:
     """Let a schedule rest whose code is gone; False if it has changed meanwhile."""
-    now = engine.clock.now()
-    return engine.storage.put_schedule(standing._replace(orphaned=True, slot=None, due=None, looked=now))
+    return engine.storage.put_schedule(schedule.orphaned(standing, engine.clock.now()))
 
 
 def _shown(engine: Engine, standing: Schedule) -> Schedule:

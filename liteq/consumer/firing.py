@@ -8,14 +8,15 @@ Nothing is polled: the next due instant is known, and the storage's watch tells 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from liteq import logs
 from liteq.consumer.boot import boot_id
 from liteq.engine import Engine
 from liteq.instants import moment
 from liteq.schedule import FREE, Busy, Decision, Schedule, aimed, decide, job_of, trigger_of
-from liteq.schedules import declared_elsewhere, orphan, write_declared
+from liteq.schedules import declared_elsewhere, names_declared_by, orphan, write_declared
 from liteq.slots import busy, fire
 from liteq.storage.base import Fire
 
@@ -34,6 +35,9 @@ LONGEST_GAP = 30.0
 TRUSTED_FOR = 30.0
 #: What the system's cron starts each minute finds due, with catch_up="skip", what was due within this time.
 BURST_COVERS = 60.0
+
+#: Consumers: when they started, and the names that their code declares.
+_Watchers = list[tuple[float, set[str]]]
 
 _NONSENSE = (ValueError, TypeError, ArithmeticError, LookupError)
 
@@ -65,7 +69,6 @@ class Firing:
         self._next: float | None = None
         #: Schedules that are left alone, by name, with their version: of others, or garbage.
         self._aside: dict[str, int] = {}
-        self._reported: set[str] = set()
         #: Whether the last `run` stored jobs, or has left something due.
         self.made_ready = False
         #: Whether there may be jobs that wait for another one of their schedule.
@@ -75,12 +78,6 @@ class Firing:
         """Something was written: look soon whether there are other schedules."""
         if self._look_at is None:
             self._look_at = self._looked + LOOK_EVERY
-
-    def somebody_died(self) -> None:
-        """A consumer is gone: what was left to others may be nobody's now."""
-        if self._aside:
-            self._aside = {name: version for name, version in self._aside.items() if name in self._reported}
-            self._look_at = float("-inf")
 
     def run(self, now: float) -> float | None:
         """Fire what is due.
@@ -130,23 +127,24 @@ class Firing:
     # ── what the code says ───────────────────────────────────────────────────────────────────────────
 
     def _begin(self, wall: float) -> None:
-        """Bring the code's schedules into the file, and let those rest whose code is gone."""
+        """Bring the code's schedules into the file, and, at the start, let those rest whose code is gone."""
         told = self._engine.declared.changes
         write_declared(self._engine)
-        strangers = [one for one in self._engine.storage.schedules() if self._is_strange(one) and not one.orphaned]
-        for schedule in strangers:
-            self._leave_to_others(schedule)
+        if not self._begun and not self._burst:  # the programs that cron starts do not see each other
+            self._let_orphans_rest()
+        self._aside = {name: one for name, one in self._aside.items() if name not in self._engine.declared.entries}
         self._told, self._begun, self._next = told, True, wall
 
     def _is_strange(self, schedule: Schedule) -> bool:
         return schedule.declared is not None and schedule.name not in self._engine.declared.entries
 
-    def _leave_to_others(self, schedule: Schedule) -> None:
+    def _let_orphans_rest(self) -> None:
         """One that other code declares is fired by that code's consumers; if there is none, it is an orphan."""
-        if schedule.name in declared_elsewhere(self._engine):
-            self._aside[schedule.name] = schedule.version
-        elif orphan(self._engine, schedule):
-            logs.say(logs.WARNING, "a schedule is declared in no code any more and rests", schedule=schedule.name)
+        strangers = [one for one in self._engine.storage.schedules() if self._is_strange(one) and not one.orphaned]
+        others = declared_elsewhere(self._engine) if strangers else set()
+        for schedule in strangers:
+            if schedule.name not in others and orphan(self._engine, schedule):
+                logs.say(logs.WARNING, "a schedule is declared in no code any more and rests", schedule=schedule.name)
 
     # ── firing ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -181,11 +179,10 @@ class Firing:
         for name, version in list(self._aside.items()):
             if [one.version for one in self._engine.storage.schedules(name)] != [version]:
                 del self._aside[name]
-                self._reported.discard(name)
 
     def _fire(self, due: Sequence[Schedule], wall: float) -> None:
-        since = self._watched_since(due, wall)
-        decisions = [decision for one in due if (decision := self._decided(one, wall, since)) is not None]
+        watchers = cache(self._watchers)
+        decisions = [decision for one in due if (decision := self._decided(one, wall, watchers)) is not None]
         answers = fire(self._engine, [self._as_fire(one, wall) for one in decisions])
         for decision, jobs in zip(decisions, answers, strict=True):
             if jobs is not None:
@@ -193,13 +190,14 @@ class Firing:
             self.made_ready = self.made_ready or bool(jobs)
             self.made_followers = self.made_followers or any(one.follows for one in decision.planned)
 
-    def _decided(self, schedule: Schedule, wall: float, since: float) -> Decision | None:
-        if self._is_strange(schedule):
-            self._leave_to_others(schedule)
+    def _decided(self, schedule: Schedule, wall: float, watchers: Callable[[], _Watchers]) -> Decision | None:
+        if self._is_strange(schedule):  # its own consumers fire it, now or when there is one again
+            self._aside[schedule.name] = schedule.version
             return None
-        if self._burst and schedule.catch_up == "skip":
-            since = min(since, wall - BURST_COVERS)
         try:
+            since = self._watched_since(schedule, wall, watchers)
+            if self._burst and schedule.catch_up == "skip":
+                since = min(since, wall - BURST_COVERS)
             return decide(schedule, wall, since, busy=self._busy(schedule), boot=self._boot)
         except _NONSENSE as error:
             self._report(schedule, error)
@@ -219,16 +217,20 @@ class Firing:
             before = job.id
         return Fire(schedule, jobs)
 
-    def _watched_since(self, due: Sequence[Schedule], wall: float) -> float:
-        """Since when slots are nobody's fault: another consumer may have been there before this one."""
-        if self._since_jump or all(one.slot is None or one.slot >= self._since for one in due):
+    def _watched_since(self, schedule: Schedule, wall: float, watchers: Callable[[], _Watchers]) -> float:
+        """Since when slots are nobody's fault: another consumer that fires them may have been there before this one."""
+        if self._since_jump or schedule.slot is None or schedule.slot >= self._since:
             return self._since
-        starts = [
-            float(started)
+        starts = [start for start, names in watchers() if schedule.declared is None or schedule.name in names]
+        return min(self._since, max(min(starts, default=self._since), wall - TRUSTED_FOR))
+
+    def _watchers(self) -> _Watchers:
+        """Since when each live consumer is there, and what it declares."""
+        return [
+            (started, names_declared_by(owner))
             for owner in self._engine.storage.owners()
             if owner.alive and owner.info.get("periodic") and isinstance(started := owner.info.get("started"), float)
         ]
-        return min(self._since, max(min(starts, default=self._since), wall - TRUSTED_FOR))
 
     # ── telling ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -242,6 +244,5 @@ class Firing:
 
     def _report(self, schedule: Schedule, error: Exception) -> None:
         self._aside[schedule.name] = schedule.version
-        self._reported.add(schedule.name)
         message = "a schedule cannot be read and is left alone; update it or remove it"
         logs.say(logs.ERROR, message, schedule=schedule.name, error=error)

@@ -76,8 +76,6 @@ class Scheduler:
     def somebody_died(self) -> None:
         """Look for dead consumers at the next opportunity."""
         self._recover.due = 0.0
-        if self._firing is not None:
-            self._firing.somebody_died()
 
     def data_changed(self) -> None:
         """Something was written: another schedule, or the end of a job that others wait for."""

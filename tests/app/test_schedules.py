@@ -32,6 +32,7 @@ from liteq import (
 )
 from liteq.clock import ManualClock
 from liteq.instants import moment
+from liteq.schedules import orphan
 
 
 @pytest.fixture
@@ -254,14 +255,38 @@ def test_whoever_only_knows_the_file_calls_nothing_orphaned(app: LiteQ) -> None:
     assert another_program(app).schedules.get("job").state == "active"
 
 
-def test_an_orphan_whose_code_is_back_goes_on_from_now(app: LiteQ, clock: ManualClock) -> None:
+@pytest.mark.parametrize("update", [{}, {"grace": 5}, {"max_runs": 9}], ids=str)
+def test_an_orphan_whose_code_is_back_goes_on_from_the_slot_at_which_it_came_to_rest(
+    app: LiteQ, clock: ManualClock, update: dict[str, Any]
+) -> None:
     stored = declare(app, "every 60s", catch_up="all")
-    assert app.storage.put_schedule(stored._replace(orphaned=True, slot=None, due=None))
+    assert orphan(app.engine, stored)
     clock.advance(600.5)
+    if update:
+        assert app.engine.declared.entries.pop("job")
+        app.schedules.update("job", **update)
+    resting = app.storage.schedules("job")[0]
+    assert (resting.state, resting.due, resting.slot) == ("orphaned", None, stored.slot)
+    assert app.schedules.preview("job", 1) > [moment(clock.now())]
     back = declare(another_program(app), "every 60s", catch_up="all")
-    assert back.state == "active"
-    assert back.due is not None
-    assert clock.now() < back.due <= clock.now() + 60
+    assert (back.state, back.due) == ("active", stored.due)
+
+
+def test_an_orphan_whose_code_comes_back_with_other_times_goes_on_from_now(app: LiteQ, clock: ManualClock) -> None:
+    assert orphan(app.engine, declare(app, "every 60s", catch_up="all"))
+    clock.advance(600.5)
+    assert declare(another_program(app), "every 90s", catch_up="all").due == clock.now() + 90
+
+
+def test_an_orphan_that_was_paused_catches_nothing_up(app: LiteQ, clock: ManualClock) -> None:
+    declare(app, "every 60s", catch_up="all")
+    app.schedules.pause("job")
+    assert orphan(app.engine, app.storage.schedules("job")[0])
+    clock.advance(600.5)
+    program = another_program(app)
+    assert declare(program, "every 60s", catch_up="all").state == "paused"
+    program.schedules.resume("job")
+    assert program.schedules.get("job").due == clock.now() + 59.5
 
 
 @pytest.mark.parametrize(("field", "value"), [("declared", "{"), ("trigger", "rubbish"), ("ran", "nonsense")])

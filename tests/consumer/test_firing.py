@@ -433,7 +433,7 @@ def test_one_whose_code_is_gone_rests_and_goes_on_when_it_is_back(world: World) 
     other.die()
     world.keeper().live(20)
     assert world.shown("job").state == "active"
-    assert world.shown("job").runs == 3
+    assert world.shown("job").runs == 4  # of those that passed meanwhile the last one, as after a stop
 
 
 def test_other_code_on_the_same_file_leaves_it_to_its_own_consumers(world: World) -> None:
@@ -448,16 +448,80 @@ def test_other_code_on_the_same_file_leaves_it_to_its_own_consumers(world: World
     assert world.shown("job").runs == 1
 
 
-def test_what_was_left_to_a_consumer_that_dies_is_an_orphan(world: World) -> None:
-    world.app.periodic_task("every 10s", name="job")(lambda: None)
+def test_what_was_left_to_a_consumer_that_dies_waits_for_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.app.periodic_task("every 10s", name="job", catch_up="all")(lambda: None)
     keeper = world.keeper()
     keeper.live(1)
     other = Keeper(world.program(storage=world.app.storage), world.clock)
     other.live(15)
     keeper.die()
     other.scheduler.somebody_died()
-    other.live(1)
-    assert other.app.schedules.get("job").state == "orphaned"
+    other.live(10)
+    assert other.app.schedules.get("job").state == "orphaned", "nobody who lives declares it"
+    world.keeper().live(0.1)
+    assert world.shown("job").runs == 2
+    assert "rests" not in caplog.text
+
+
+def declaring(world: World, name: str, **options: Any) -> LiteQ:
+    """A program of its own on the same file, with one schedule."""
+    program = world.program(storage=world.app.storage)
+    program.periodic_task("every 3s", name=name, **options)(lambda: None)
+    return program
+
+
+def visit(program: LiteQ, world: World) -> None:
+    """A consumer that does what is due and ends, as one that cron starts."""
+    keeper = Keeper(program, world.clock, burst=True)
+    keeper.live(0.1)
+    keeper.die()
+
+
+def test_two_programs_that_take_turns_on_one_file_fire_what_each_declares(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = declaring(world, "a"), declaring(world, "b")
+    for _ in range(5):
+        visit(first, world)
+        visit(second, world)
+        world.clock.advance(3.7)
+    assert (first.schedules.get("a").runs, second.schedules.get("b").runs) == (4, 4)
+    assert "rests" not in caplog.text
+
+
+def test_a_consumer_that_runs_on_leaves_what_visitors_declare_to_them(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = declaring(world, "a"), declaring(world, "b", catch_up="all", overlap="allow")
+    visit(second, world)
+    resident = Keeper(first, world.clock)
+    for _ in range(5):
+        resident.live(4)
+        visit(second, world)
+        assert second.schedules.get("b").state == "active"
+    resting = "a schedule is declared in no code any more and rests"
+    assert caplog.text.count(resting) == 1, "at the start, when none of the other program's consumers lived"
+    assert second.schedules.get("b").runs == 6
+    assert first.schedules.get("a").runs == 6
+
+
+@pytest.mark.parametrize(("catch_up", "runs"), [("latest", 1), ("all", 6), ("skip", 0)])
+def test_what_a_consumer_of_other_code_saw_pass_was_missed(world: World, catch_up: str, runs: int) -> None:
+    first, second = declaring(world, "a"), declaring(world, "b", catch_up=catch_up, overlap="allow")
+    visit(second, world)
+    resident = Keeper(first, world.clock)
+    resident.live(19)
+    Keeper(second, world.clock).live(0.1)
+    assert second.schedules.get("b").runs == runs
+
+
+def test_one_that_is_declared_late_is_taken_back_from_the_others(world: World) -> None:
+    visit(declaring(world, "late"), world)
+    keeper = world.keeper()
+    keeper.live(4)
+    world.app.periodic_task("every 3s", name="late")(lambda: None)
+    keeper.live(6)
+    assert world.shown("late").runs >= 2
 
 
 def test_what_fails_is_done_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
