@@ -33,8 +33,6 @@ AFTER_JOB = "after job "
 MOST_AT_ONCE = 50
 #: Jobs of one schedule that may wait for each other; further slots wait as they are, which costs nothing.
 MOST_FOLLOWERS = 50
-#: Seconds after which to look again whether some of them have ended.
-PUT_OFF = 1.0
 #: Spans of decided slots that are remembered; each stop that was not caught up, and each jump of the clock, makes one.
 _MOST_SPANS = 8
 _MICROSECOND = 1e-6
@@ -176,13 +174,15 @@ class Decision(NamedTuple):
     """What becomes of a schedule that is due.
 
     ``schedule`` is as it stands afterwards, but for its last job. ``skipped`` are slots that pass because the run
-    before has not ended; ``missed`` tells that slots were left out as ``catch_up`` or ``grace`` say.
+    before has not ended; ``missed`` tells that ``catch_up`` or ``grace`` left slots out. ``put_off``: nothing
+    is decided and nothing to be stored as long as so many of its jobs wait for each other.
     """
 
     schedule: Schedule
     planned: tuple[Planned, ...]
     skipped: tuple[float, ...] = ()
     missed: bool = False
+    put_off: bool = False
 
 
 class Busy(NamedTuple):
@@ -262,7 +262,7 @@ def decide(
         return Decision(schedule._replace(due=None), ())
     _check_choices(schedule)
     if busy.full and (schedule.overlap == "queue" or schedule.catch_up == "all"):
-        return Decision(schedule._replace(due=now + PUT_OFF, looked=now), ())
+        return Decision(schedule, (), put_off=True)
     calendar = _Calendar(schedule)
     slots, upcoming, missed = _due_slots(schedule, calendar, now, watched_since)
     rebooted = calendar.trigger.reboot and boot is not None and schedule.boot != boot

@@ -33,6 +33,8 @@ AHEAD, BEHIND = 2.0, 1.0
 LONGEST_GAP = 30.0
 #: How far back the watch of another consumer counts, in seconds: one that was stopped says nothing of it.
 TRUSTED_FOR = 30.0
+#: Seconds after which to look again at a schedule of which many jobs wait for each other; a burst does at each step.
+PUT_OFF = 1.0
 #: What the system's cron starts each minute finds due, with catch_up="skip", what was due within this time.
 BURST_COVERS = 60.0
 
@@ -69,6 +71,8 @@ class Firing:
         self._next: float | None = None
         #: Schedules that are left alone, by name, with their version: of others, or garbage.
         self._aside: dict[str, int] = {}
+        #: When to look again at schedules whose slots wait as they are, by name; on the monotonic clock.
+        self._put_off: dict[str, float] = {}
         #: Whether the last `run` stored jobs, or has left something due.
         self.made_ready = False
         #: Whether there may be jobs that wait for another one of their schedule.
@@ -95,11 +99,13 @@ class Firing:
             self._begin(wall)
         if self._set_back:
             self._aim_anew(wall)
+        self._take_back_put_off(wall, now)
         told = self._look_at is not None and self._look_at <= now
         if told or (self._next is not None and self._next <= wall and self._fire_again_at <= now):
             self._look(wall, now)
         times = [] if self._next is None else [max(now + self._next - wall, self._fire_again_at, now)]
         times += [] if self._look_at is None else [self._look_at]
+        times += self._put_off.values()
         return min(times, default=None)
 
     # ── the clock ────────────────────────────────────────────────────────────────────────────────────
@@ -153,12 +159,12 @@ class Firing:
         if told:
             storage.barrier()  # an event comes when a writer begins; what he wrote is visible after this
         self._take_back_from_aside()
-        due = storage.due_schedules(wall, self._boot, AT_ONCE, self._aside.keys())
+        due = storage.due_schedules(wall, self._boot, AT_ONCE, self._left_out())
         if due:
-            self._fire(due, wall)
+            self._fire(due, wall, now)
         full = len(due) >= AT_ONCE
         self._fire_again_at = now + SPACED if due and not full and not self._burst else now
-        self._next = wall if full else storage.next_schedule(self._aside.keys())
+        self._next = wall if full else storage.next_schedule(self._left_out())
         if told and self._next is not None and self._next > wall:
             self._read_ahead(self._next)
         self._look_at, self._looked = None, now  # last: what fails is done again
@@ -168,11 +174,21 @@ class Firing:
         """Read what is due next while there is time: the first trigger that a consumer reads costs the import of all of
         them and of the zones, and made the first run 50 ms late.
         """
-        for schedule in self._engine.storage.due_schedules(wall, self._boot, AT_ONCE, self._aside.keys()):
+        for schedule in self._engine.storage.due_schedules(wall, self._boot, AT_ONCE, self._left_out()):
             try:
                 trigger_of(schedule).next(moment(wall))
             except _NONSENSE:
                 continue  # it is reported when it is due, if it still stands there
+
+    def _left_out(self) -> set[str]:
+        return self._aside.keys() | self._put_off.keys()
+
+    def _take_back_put_off(self, wall: float, now: float) -> None:
+        """Look again at what was put off. A burst does whenever nothing else is due: it must not end before these."""
+        at_once = self._burst and (self._next is None or self._next > wall)
+        left = {} if at_once else {name: at for name, at in self._put_off.items() if at > now}
+        if len(left) < len(self._put_off):
+            self._put_off, self._next = left, wall
 
     def _take_back_from_aside(self) -> None:
         """Look again at what was left alone and has changed since."""
@@ -180,9 +196,11 @@ class Firing:
             if [one.version for one in self._engine.storage.schedules(name)] != [version]:
                 del self._aside[name]
 
-    def _fire(self, due: Sequence[Schedule], wall: float) -> None:
+    def _fire(self, due: Sequence[Schedule], wall: float, now: float) -> None:
         watchers = cache(self._watchers)
-        decisions = [decision for one in due if (decision := self._decided(one, wall, watchers)) is not None]
+        decided = [decision for one in due if (decision := self._decided(one, wall, watchers)) is not None]
+        self._put_off |= {one.schedule.name: now + PUT_OFF for one in decided if one.put_off}
+        decisions = [one for one in decided if not one.put_off]
         answers = fire(self._engine, [self._as_fire(one, wall) for one in decisions])
         for decision, jobs in zip(decisions, answers, strict=True):
             if jobs is not None:

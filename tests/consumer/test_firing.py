@@ -397,6 +397,27 @@ def test_a_long_queue_of_slots_is_kept_in_few_jobs(world: World) -> None:
     assert len(world.slots) >= 355
 
 
+def test_slots_that_wait_as_they_are_stay_due(world: World) -> None:
+    world.add("every 1s", overlap="queue")
+    world.keeper(idle=True).live(300)
+    assert world.shown().runs < 200
+    assert world.shown().next_run < moment(world.clock.now() - 100)
+
+
+def test_a_long_queue_of_slots_holds_up_no_other_schedule(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(firing, "AT_ONCE", 2)
+    for number in range(3):
+        world.add("every 1s", name=f"s{number}", overlap="queue")
+    world.add("every 50s", name="other")
+    world.keeper(idle=True).live(301)
+    assert world.shown("other").runs + world.shown("other").skipped == 6
+    world.clock.advance(50)
+    burst = world.keeper(idle=True, burst=True)
+    burst.live(0.5)
+    assert world.shown("other").runs + world.shown("other").skipped == 7
+    assert False in {burst.step() and burst.scheduler.made_ready for _ in range(3)}, "it would never end"
+
+
 @given(st.permutations(range(12)))
 def test_of_jobs_in_a_row_the_one_behind_the_oldest_slot_is_looked_at(order: list[int]) -> None:
     rows = [AFTER_JOB + slot_id(name, 1_700_000_000 + number / 4) for name in "ab" for number in order]
@@ -726,6 +747,17 @@ def test_a_burst_fires_what_is_due_and_ends(app: LiteQ, consumers: Fleet, log: s
     assert lines(log) == ["x"] * 5
     assert app.schedules.get("s").last_outcome == "succeeded"
     assert app.counts()[JobState.BLOCKED] == 0
+
+
+def test_a_burst_leaves_no_due_slot_behind_however_many_there_are(app: LiteQ, consumers: Fleet, log: str) -> None:
+    due = 3 * (MOST_AT_ONCE + MOST_FOLLOWERS) + 1
+    start = moment(time.time() - 60 * due)
+    app.schedules.add("s", "workshop.write", "every 60s", args=(log, "x"), start=start, catch_up="all")
+    stored = app.storage.schedules("s")[0]
+    assert app.storage.put_schedule(stored._replace(slot=start.timestamp(), due=start.timestamp()))
+    assert consumers.launch(burst=True).wait() == 0
+    assert len(lines(log)) >= due
+    assert app.schedules.get("s").due > time.time() - 60  # type: ignore[operator]
 
 
 def test_without_periodic_a_consumer_runs_jobs_only(app: LiteQ, tasks: Any, consume: Any, log: str) -> None:

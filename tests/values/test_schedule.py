@@ -198,9 +198,11 @@ def test_a_slot_at_which_the_run_before_has_not_ended(overlap: str, planned: lis
 
 def test_slots_wait_as_they_are_where_many_jobs_wait_already() -> None:
     full = Busy(True, full=True)
-    decision = decide(new(overlap="queue"), START + 35, START, busy=full)
-    assert (decision.planned, decision.schedule.slot, decision.schedule.due) == ((), START + 10, START + 36)
-    later = decide(decision.schedule, START + 36, START)
+    standing = new(overlap="queue")
+    decision = decide(standing, START + 35, START, busy=full)
+    assert decision == Decision(standing, (), put_off=True)
+    assert not decide(standing, START + 35, START, busy=BUSY).put_off
+    later = decide(standing, START + 36, START)
     assert slots_of(later.planned) == after(10, 20, 30)
     assert decide(new(overlap="skip"), START + 10, START, busy=full).skipped == (START + 10,)
 
