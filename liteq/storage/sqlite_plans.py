@@ -130,8 +130,9 @@ def _block(
     """Take jobs out of where their insert has put them; who follows one of his unique key is blocked already."""
     reasons = {position: why for position, why in reasons.items() if added[position].state is not JobState.BLOCKED}
     blocked = {added[position].seq for position in reasons}
-    for position in added.replaced & reasons.keys():  # which may have been tried before
-        job = added[position]
+    for position in added.replaced & reasons.keys():  # tried before, perhaps, or put off since by one more of its key
+        job = questions.by_seq(connection, added[position].seq)
+        assert job is not None
         moves.take(connection, job.state, job.seq, job.claim)
         moves.put(connection, job._replace(state=JobState.BLOCKED, reason=reasons[position]))
     new = reasons.keys() - added.replaced

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from liteq import lifecycle
-from liteq.errors import DuplicateJob, StorageError
+from liteq.errors import ConfigurationError, DuplicateJob, StorageError
 from liteq.job import FINISHED, Attempt, Ending, Job, JobFilter, JobState, Outcome, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, Policy, Revocation, Success, Transition
 from liteq.plan import Edge, Plan, Rule, Terms
@@ -140,7 +140,7 @@ def plain(answer: Any) -> Any:
     if isinstance(answer, Owner):
         return answer.number, dict(answer.info), answer.alive
     if isinstance(answer, Added):
-        return list(answer), answer.known, list(answer.ended)
+        return list(answer), answer.known, answer.replaced, list(answer.ended)
     if isinstance(answer, list):
         return [plain(one) for one in answer]
     return answer
@@ -156,6 +156,8 @@ def answered(question: Callable[[Storage], Any], storage: Storage) -> Any:
         return REFUSED
     except DuplicateJob as error:
         return error.task, error.key
+    except ConfigurationError:  # one that was to be replaced would wait for itself
+        return REFUSED
 
 
 class Agreement(RuleBasedStateMachine):

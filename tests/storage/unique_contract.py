@@ -385,6 +385,18 @@ class UniqueContract:
         free = desk.put(desk.new(REPLACE), desk.new(None), plan=Plan((Edge(1, one.seq),), {1: Terms()}))
         assert (free[0].seq, desk.state(job)) == (job.seq, JobState.READY)
 
+    def test_one_that_is_replaced_and_then_put_off_in_one_call_stands_in_one_place(self, desk: Desk) -> None:
+        prior = desk.add(None)
+        put_off = Unique("k", "active", "return", 10.0)
+        plan = Plan((Edge(1, prior.seq),), {1: Terms()})
+        added = desk.put(desk.new(REPLACE), desk.new(REPLACE), desk.new(put_off), plan=plan)
+        assert desk.look(added[0]).state is JobState.BLOCKED
+        assert desk.storage.counts()[JobState.SCHEDULED] == 0
+        desk.claim()
+        desk.end(desk.look(prior))
+        assert desk.look(added[0]).state is JobState.SCHEDULED
+        assert desk.storage.counts()[JobState.BLOCKED] == 0
+
     def test_a_follower_that_is_replaced_waits_for_both(self, desk: Desk) -> None:
         running = desk.run(unique=REPLACE)
         follower = desk.put(desk.new(REPLACE))[0]
