@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from workshop import lines, note
 
 from liteq import LiteQ, TaskLocked
+from liteq.context import TaskContext
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -261,6 +262,47 @@ def wait(gate: str, log: str, word: str) -> str:
     while not Path(gate).exists():
         time.sleep(0.005)  # task body
     return word
+
+
+@task()
+def cling(first: str, second: str, log: str) -> str:
+    """Take no hint until the one gate opens; the next time wait for the other one, and take it."""
+    if not lines(log):
+        note(log, "clings")
+        while not Path(first).exists():
+            with contextlib.suppress(BaseException):
+                time.sleep(0.005)  # task body
+        note(log, "lets go")
+        return "much too late"
+    try:
+        return wait(second, log, "waits")
+    except BaseException:
+        note(log, "is told")
+        raise
+
+
+@task(context=True, timeout=600)
+def be_struck_as_it_tells(*, task: TaskContext) -> None:
+    """Be struck in the middle of a message to the consumer, as by the deadline."""
+    import gevent
+
+    from liteq.consumer.pools import hub
+
+    slot: Any = task._channel
+    send_all = hub._send_all
+
+    def send(channel: int, data: bytes) -> None:
+        if gevent.getcurrent() is not slot.greenlet:  # the thread that reads sends too
+            send_all(channel, data)
+            return
+        hub._send_all = send_all
+        send_all(channel, data[:5])
+        slot._hub._to_strike = slot
+        signal.raise_signal(signal.SIGUSR2)
+        send_all(channel, data[5:])
+
+    hub._send_all = send
+    task.progress(1, 2)
 
 
 @task(on_crash="fail")

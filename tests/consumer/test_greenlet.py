@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import crowd
@@ -23,7 +24,9 @@ from workshop import lines
 
 from liteq import ConfigurationError, JobState, LiteQ, TaskRevoked
 from liteq.consumer.log_setup import LogSetup
+from liteq.consumer.options import ConsumerOptions
 from liteq.consumer.pools import greenlet, pulse
+from liteq.consumer.pools.greenlet import GreenletPool
 from liteq.job import Ending
 
 pytest.importorskip("gevent")
@@ -228,6 +231,83 @@ def test_deadlines_that_strike_within_storage_calls_lose_nothing_and_hold_nobody
     with consume(app, workers=4, queues=("later",)):
         for stored in lines(log):
             app.result(stored).get(GET)
+
+
+def test_a_deadline_that_strikes_as_a_job_tells_its_progress_ends_that_job_alone(
+    app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any
+) -> None:
+    with consume(app, workers=3):
+        other = tasks.wait(str(gate), log, "other")
+        eventually(lambda: lines(log))
+        struck = tasks.be_struck_as_it_tells()
+        assert failure_of(struck).error_type == "TaskTimeout"
+        gate.touch()
+        assert other.get(GET) == "other"
+    assert endings(struck.job()) == [Ending.TIMEOUT]
+    assert (other.job().attempt, other.job().crashes) == (1, 0)
+
+
+@pytest.mark.parametrize("how", ["ends", "is told"])
+def test_a_job_that_runs_again_is_not_ended_by_its_run_that_was_given_up(
+    app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any, how: str
+) -> None:
+    first = gate.with_name("first gate")
+    with consume(app, workers=3):
+        job = tasks.cling(str(first), str(gate), log)
+        eventually(lambda: lines(log) == ["clings"])
+        job.revoke(terminate=True)
+        with pytest.raises(TaskRevoked):
+            job.get(GET)
+        assert job.requeue()
+        eventually(lambda: lines(log) == ["clings", "waits"])
+        first.touch()
+        eventually(lambda: lines(log) == ["clings", "waits", "lets go"])
+        if how == "ends":
+            gate.touch()
+            assert app.result(job.id).get(GET) == "waits"
+        else:
+            job.revoke(terminate=True)
+            eventually(lambda: lines(log)[3:] == ["is told"])
+            with pytest.raises(TaskRevoked):
+                app.result(job.id).get(GET)
+
+
+def test_a_job_that_is_ended_before_its_function_begins_never_begins_it(app: LiteQ) -> None:
+    """It may be told while a hook waits, in which nothing is raised."""
+    from liteq.consumer.pools.hub import HubSlot
+
+    began: list[str] = []
+    task = app.task(name="begin")(lambda: began.append("body"))
+    hub: Any = SimpleNamespace(runtime=app.engine.runtime)
+    slot = HubSlot(hub, task().job())
+
+    @app.pre_execute()
+    def tell(_job: Any) -> None:
+        slot.is_to_end(lambda act, *arguments: act(*arguments))
+
+    assert slot.run().ending is Ending.INTERRUPTED
+    assert began == []
+
+
+def test_a_job_whose_process_is_up_as_the_consumer_stops_is_not_begun(
+    app: LiteQ, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has crashed waits for a process in which it is alone."""
+    given: list[Any] = []
+    cell: Any = SimpleNamespace(
+        is_cell=True, takes_jobs=True, asked_to_leave=False, tickets={}, give=given.append, receive=list, at_end=False
+    )
+    monkeypatch.setattr(GreenletPool, "_start_one", lambda pool, *, is_cell: None)
+    options = ConsumerOptions(worker_type="greenlet", workers=2, app_path="crowd:app")
+    pool = GreenletPool(app.engine.runtime, options, liveness=None, log=None)
+    job = tasks.look().job()._replace(crashes=1)
+    pool.feed([job])
+    pool.recall()
+    pool.interrupt()
+    pool._hubs.append(cell)
+    pool.collect()
+    assert given == []
+    assert pool.take_back() == [job]
 
 
 def test_nothing_holds_up_the_end(app: LiteQ, tasks: Any, consume: Any, gate: Path, log: str, eventually: Any) -> None:

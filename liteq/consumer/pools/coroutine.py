@@ -71,7 +71,8 @@ class CoroutinePool(Pool):
         self._ended: deque[Ended] = deque()
         self._progress: dict[tuple[int, int], Progress] = {}
         self._loops: list[LoopThread] = []
-        self._held = 0
+        self._held: dict[int, Job] = {}
+        self._told: dict[int, bool] = {}
         self._stuck = 0
         self._look_at = 0.0
         self._gives_up_all = False
@@ -105,18 +106,23 @@ class CoroutinePool(Pool):
         return not self._ended and not self._progress
 
     def feed(self, jobs: Iterable[Job]) -> None:
-        before = self._held
+        before = len(self._held)
         for job in jobs:
-            self._held += 1
+            self._held[job.seq] = job
             self.inbox.append(job)
-        if self._held > before:
+        if len(self._held) > before:
             self._loop.poke()
 
     def collect(self) -> list[Ended]:
         self._dispatcher_sleeps = False
         ended = [self._ended.popleft() for _ in range(len(self._ended))]
-        self._held -= len(ended)
+        self._let_go(job for job, _ in ended)
         return ended
+
+    def _let_go(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._held.pop(job.seq, None)
+            self._told.pop(job.seq, None)
 
     def progress(self) -> dict[tuple[int, int], Progress]:
         if not self._progress:
@@ -130,7 +136,7 @@ class CoroutinePool(Pool):
 
     @property
     def held(self) -> int:
-        return self._held
+        return len(self._held)
 
     @property
     def backlog(self) -> int:
@@ -141,14 +147,16 @@ class CoroutinePool(Pool):
         with contextlib.suppress(IndexError):  # the loop takes from it too
             while True:
                 taken.append(self.inbox.popleft())
-        self._held -= len(taken)
+        self._let_go(taken)
         return taken
 
     def recall(self) -> None:
         return None  # the loop takes a job only to begin it
 
     def running(self) -> list[Job]:
-        return [slot.job for slot in self._slots()]
+        # Not those with a slot: one that the loop has just taken has none yet.
+        others = {job.seq for job in self.inbox.copy()} | {ended.job.seq for ended in self._ended.copy()}
+        return [job for job in self._held.values() if job.seq not in others]
 
     def _slots(self) -> list[CoroutineSlot]:
         return [slot for one in self._loops for slot in list(one.slots.values())]
@@ -157,14 +165,15 @@ class CoroutinePool(Pool):
         return next((slot.stack for slot in self._slots() if slot.job.seq == seq), None)
 
     def cancel(self, seq: int, *, stop: bool) -> None:
+        if seq not in self._held:
+            return
+        self._told[seq] = stop or self._told.get(seq, False)  # before the look at the slots: see `greet`
         for slot in self._slots():
             if slot.job.seq == seq:
-                slot.cancelled = True
-                if stop:
-                    slot.interrupt(self.runtime.clock.monotonic() + GRACE)
+                self.greet(slot)
 
     def interrupt(self) -> None:
-        self._gives_up_all = True
+        self._gives_up_all = True  # before the look at the slots: see `greet`
         give_up_at = self.runtime.clock.monotonic() + GRACE
         for slot in self._slots():
             slot.interrupt(give_up_at)
@@ -222,6 +231,16 @@ class CoroutinePool(Pool):
             self._replace(one)
 
     # ── called by the loops' threads ─────────────────────────────────────────────────────────────────
+
+    def greet(self, slot: CoroutineSlot) -> None:
+        """Tell a job what was said of it before it had its slot. Where the loop has taken the job already, the
+        dispatcher finds no slot: so he leaves word, then looks at the slots, and the loop does the reverse.
+        """
+        stop = self._told.pop(slot.job.seq, None)
+        if stop is not None:
+            slot.cancelled = True
+        if stop or self._gives_up_all:
+            slot.interrupt(self.runtime.clock.monotonic() + GRACE)
 
     def report(self, ended: Ended) -> None:
         """A job has ended."""
@@ -305,13 +324,19 @@ class LoopThread:
             self.begun += 1
             slot = CoroutineSlot(pool, self, job)
             self.slots[job.seq] = slot
+            pool.greet(slot)
             slot.task = self.loop.create_task(Steps(slot), context=contextvars.Context())
 
     def forget(self, slot: CoroutineSlot) -> None:
         """A job has ended. In the loop's thread, or in the dispatcher's if it is given up."""
         self.slots.pop(slot.job.seq, None)
         self._pool.numbers.append(slot.number)
-        if self.retired and not self.slots:
+        if self.retired:
+            self.call(self._end_if_empty)
+
+    def _end_if_empty(self) -> None:
+        """In the loop's thread: from elsewhere, a job that it is just beginning cannot be seen."""
+        if not self.slots:
             self.end()
 
     # ── called by the dispatcher ─────────────────────────────────────────────────────────────────────
@@ -330,8 +355,7 @@ class LoopThread:
     def retire(self) -> None:
         """Begin no more, and end with the last job."""
         self.retired = True
-        if not self.slots:
-            self.end()
+        self.call(self._end_if_empty)
 
     def end(self) -> None:
         """End, whatever still runs."""
@@ -407,10 +431,12 @@ class CoroutineSlot:
     # ── Deadline, called in the loop's thread by `execute_async` ─────────────────────────────────
 
     def start(self, timeout: float | None, *, raises: bool) -> None:
-        self._body_runs = True
-        if timeout is not None:
-            self._deadline = self._pool.runtime.clock.monotonic() + timeout
-            if self._give_up_at is None:
+        with self._lock:  # `interrupt` sets the same dates
+            if self.interrupted:
+                raise Interrupted
+            self._body_runs = True
+            if timeout is not None:
+                self._deadline = self._pool.runtime.clock.monotonic() + timeout
                 self._give_up_at = self._deadline + GRACE
 
     def stop(self) -> None:
@@ -454,10 +480,11 @@ class CoroutineSlot:
 
     def interrupt(self, give_up_at: float) -> None:
         """End the body as interrupted: CancelledError at what it waits for."""
-        if self.interrupted:
-            return
-        self.interrupted = True
-        self._deadline, self._give_up_at = self._pool.runtime.clock.monotonic(), give_up_at
+        with self._lock:
+            if self.interrupted:
+                return
+            self.interrupted = True
+            self._deadline, self._give_up_at = self._pool.runtime.clock.monotonic(), give_up_at
         cancel = self._cancel
         if cancel is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed
@@ -534,16 +561,7 @@ class Steps(Coroutine[Any, Any, None]):
     def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
         slot = self._slot
         slot.enter()
-        try:
-            return self._heard(step, *arguments)
-        finally:
-            try:
-                slot.leave()
-            except (Interrupted, TaskTimeout):  # a moment too late to be its
-                slot.leave()
-
-    def _heard(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        try:
+        try:  # in this function, not in one that it calls: what is thrown from here on may strike as that begins
             return step(*arguments)
         except StopIteration:
             raise
@@ -553,6 +571,11 @@ class Steps(Coroutine[Any, Any, None]):
             if isinstance(error, Interrupted | TaskTimeout):
                 raise StopIteration from None  # it has ended, and handed in its outcome
             raise
+        finally:
+            try:
+                slot.leave()
+            except (Interrupted, TaskTimeout):  # a moment too late to be its
+                slot.leave()
 
     def close(self) -> None:
         self._work.close()

@@ -133,12 +133,17 @@ class GreenletPool(Pool):
         self._distribute()
 
     def _distribute(self) -> None:
-        hub, cell, now = self._hub, self._cell, self._clock.monotonic()
+        now = self._clock.monotonic()
+        if not self._recalled:
+            self._give_out(now)
+        self._refill(now)
+
+    def _give_out(self, now: float) -> None:
+        hub, cell = self._hub, self._cell
         if hub is not None and self._backlog and self._numbers:
             hub.give([self._ticket(self._backlog, now) for _ in range(min(len(self._backlog), len(self._numbers)))])
         if cell is not None and cell.takes_jobs and not cell.tickets and self._suspects and self._numbers:
             cell.give([self._ticket(self._suspects, now)])
-        self._refill(now)
 
     def _ticket(self, waiting: deque[Job], now: float) -> Ticket:
         job = waiting.popleft()
@@ -166,10 +171,10 @@ class GreenletPool(Pool):
                     self._progress[seq, claim] = Progress(*step)
                 case ("pong", number):
                     one.answer(number)
-                case ("blocked", seq, place):
-                    one.blame(seq, place)
-                case ("stack", seq, text):
-                    one.hear_stack(seq, text)
+                case ("blocked", run, place):
+                    one.blame(run, place)
+                case ("stack", run, text):
+                    one.hear_stack(run, text)
                 case ("ready",):
                     one.ready = True
                     self._failures = 0
@@ -180,13 +185,13 @@ class GreenletPool(Pool):
             self._bury(one)
 
     def _end(self, one: HubProcess, outcome: Outcome) -> None:
-        ticket = one.tickets.get(outcome.seq)
+        ticket = one.tickets.get((outcome.seq, outcome.claim))
         if ticket is not None:  # it was not given up
             self._settle(one, ticket, outcome)
         self._relieve()
 
     def _settle(self, one: HubProcess, ticket: Ticket, outcome: Outcome) -> None:
-        del one.tickets[ticket.job.seq]
+        del one.tickets[ticket.run]
         self._numbers.append(ticket.number)
         self._ended.append(Ended(ticket.job, outcome))
 
@@ -227,14 +232,14 @@ class GreenletPool(Pool):
         return [ticket.job for _, ticket in self._tickets]
 
     def stack_of(self, seq: int) -> StackSource | None:
-        return next((one.ask_stack(seq) for one in self._hubs if seq in one.tickets), None)
+        return next((one.ask_stack(ticket.run) for one, ticket in self._tickets if ticket.job.seq == seq), None)
 
     # ── ending jobs ──────────────────────────────────────────────────────────────────────────────────
 
     def cancel(self, seq: int, *, stop: bool) -> None:
         for one, ticket in self._tickets:
             if ticket.job.seq == seq:
-                one.send(("cancel", seq))
+                one.send(("cancel", ticket.run))
                 if stop:
                     one.interrupt(ticket, self._clock.monotonic())
 
@@ -281,7 +286,7 @@ class GreenletPool(Pool):
             one.killed_for = ticket.job.seq
             one.kill()
             return
-        one.send(("drop", ticket.job.seq))
+        one.send(("drop", ticket.run))
         self._settle(one, ticket, self._given_up(ticket))
         if not ticket.interrupted:
             self._stuck += 1
@@ -337,7 +342,7 @@ class GreenletPool(Pool):
         """Whose code the process executed as it died; ``None``: nobody's, so it may have been any of them."""
         if one.killed_for is not None:
             return one.killed_for
-        return remains.seq if remains is not None and remains.seq in one.tickets else None
+        return remains.seq if remains is not None and any(seq == remains.seq for seq, _ in one.tickets) else None
 
     def _fails_at_crash(self, job: Job) -> bool:
         """Whether it must not be run a second time, whoever is to blame."""
@@ -451,6 +456,11 @@ class Ticket:
             self.deadline = self.began + self.timeout
             self.give_up_at = self.deadline + GRACE
 
+    @property
+    def run(self) -> tuple[int, int]:
+        """Which run of the job: one that was given up may go on beside the next."""
+        return self.job.seq, self.job.claim
+
 
 class HubProcess(WorkerProcess):
     """The process of the greenlets as its consumer sees it.
@@ -475,14 +485,14 @@ class HubProcess(WorkerProcess):
         finally:
             theirs.close()
         self.is_cell = is_cell
-        self.tickets: dict[int, Ticket] = {}
+        self.tickets: dict[tuple[int, int], Ticket] = {}
         self.pulse = Pulse("hub of the greenlets")
         self.killed_for: int | None = None
         self.blamed: int | None = None
         self._asked = 0
         self._given = 0
         self._reported_mute = False
-        self._asked_stacks: dict[int, list[SimpleQueue[str | None]]] = {}
+        self._asked_stacks: dict[tuple[int, int], list[SimpleQueue[str | None]]] = {}
         self.send(("setup", pickle.dumps((setup, preparation))))
 
     @property
@@ -492,7 +502,7 @@ class HubProcess(WorkerProcess):
     def give(self, tickets: list[Ticket]) -> None:
         """Have it begin these."""
         self._given += len(tickets)
-        self.tickets |= {ticket.job.seq: ticket for ticket in tickets}
+        self.tickets |= {ticket.run: ticket for ticket in tickets}
         self.send(("jobs", [(ticket.number, pack_job(ticket.job)) for ticket in tickets]))
 
     # ── whether it is alive ──────────────────────────────────────────────────────────────────────────
@@ -517,19 +527,19 @@ class HubProcess(WorkerProcess):
         if number == self._asked:
             self.pulse.answer()
 
-    def blame(self, seq: int, place: str) -> None:
-        """The process has said what keeps its hub busy; 0: no job."""
-        self.blamed = seq
+    def blame(self, run: tuple[int, int], place: str) -> None:
+        """The process has said what keeps its hub busy: no job, perhaps, or one that was given up."""
+        ticket = self.tickets.get(run)
+        self.blamed = 0 if ticket is None else ticket.job.seq
         if self.pulse.is_to_report:
-            ticket = self.tickets.get(seq)
             waiting = len(self.tickets) - (ticket is not None)
             self.pulse.report(None if ticket is None else ticket.job, place, waiting)
 
-    def ask_stack(self, seq: int) -> StackSource:
+    def ask_stack(self, run: tuple[int, int]) -> StackSource:
         """Ask what a job is doing; what is returned waits for the answer."""
         answer: SimpleQueue[str | None] = SimpleQueue()
-        self._asked_stacks.setdefault(seq, []).append(answer)
-        self.send(("stack", seq))
+        self._asked_stacks.setdefault(run, []).append(answer)
+        self.send(("stack", run))
 
         def look() -> str | None:
             try:
@@ -540,9 +550,9 @@ class HubProcess(WorkerProcess):
 
         return look
 
-    def hear_stack(self, seq: int, text: str | None) -> None:
+    def hear_stack(self, run: tuple[int, int], text: str | None) -> None:
         """The answer to `ask_stack`."""
-        for answer in self._asked_stacks.pop(seq, ()):
+        for answer in self._asked_stacks.pop(run, ()):
             answer.put(text)
 
     # ── ending its jobs ──────────────────────────────────────────────────────────────────────────────
@@ -552,13 +562,13 @@ class HubProcess(WorkerProcess):
         if not ticket.interrupted:
             ticket.interrupted = True
             ticket.deadline, ticket.give_up_at = now, now + GRACE
-            self.send(("interrupt", ticket.job.seq))
+            self.send(("interrupt", ticket.run))
 
     def strike(self, ticket: Ticket, now: float) -> None:
         """Raise in the body, which computes and never waits."""
         ticket.struck = True
         ticket.give_up_at = now + GRACE
-        self.send(("strike", ticket.job.seq))
+        self.send(("strike", ticket.run))
 
 
 def _preparation(app_path: str) -> dict[str, Any]:

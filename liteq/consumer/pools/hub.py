@@ -38,10 +38,13 @@ from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, execute
 from liteq.job import Ending, Job, Outcome, Progress
 from liteq.storage import begun
-from liteq.storage.shelter import Shelter
+from liteq.storage.shelter import Shelter, in_shelter
 
 #: Seconds; what takes longer needs no timer.
 LONGEST_TIMER = 1e9
+#: A job's ``seq`` and ``claim``: one that was given up, and was requeued since, may be here twice.
+Run = tuple[int, int]
+NOBODY: Run = (0, 0)
 
 
 def main(channel: int, sentinel: int, liveness: int | None) -> None:
@@ -115,7 +118,7 @@ class Hub:
         self._alive.start(lambda: None)
         self._begun: gevent.queue.SimpleQueue = gevent.queue.SimpleQueue()
         self._idle = 0
-        self._slots: dict[int, HubSlot] = {}
+        self._slots: dict[Run, HubSlot] = {}
         self._to_strike: HubSlot | None = None
         self._main = gevent.monkey.get_original("_thread", "get_ident")()
         self._words = self._last_words()
@@ -152,6 +155,8 @@ class Hub:
         try:
             with self._sending:
                 _send_all(self._channel, frame(message))
+        except TaskTimeout:  # an OSError too, as every TimeoutError is
+            raise
         except OSError:
             os._exit(1)  # the consumer is gone; what we did is recovered by another one
 
@@ -173,16 +178,16 @@ class Hub:
                 self._call(self.send, ("pong", number))
             case ("who",):
                 self.send(("blocked", *self._culprit()))
-            case ("stack", seq):
-                self.send(("stack", seq, self._stack(self._slots.get(seq))))
-            case ("cancel", seq):
-                self._tell(seq, lambda slot: setattr(slot, "cancelled", True))
-            case ("interrupt", seq):
-                self._tell(seq, lambda slot: slot.is_to_end(self._call))
-            case ("drop", seq):
-                self._tell(seq, lambda slot: self._call(slot.drop))
-            case ("strike", seq):
-                self._tell(seq, self._strike)
+            case ("stack", run):
+                self.send(("stack", run, self._stack(self._slots.get(run))))
+            case ("cancel", run):
+                self._tell(run, lambda slot: setattr(slot, "cancelled", True))
+            case ("interrupt", run):
+                self._tell(run, lambda slot: slot.is_to_end(self._call))
+            case ("drop", run):
+                self._tell(run, lambda slot: self._call(slot.drop))
+            case ("strike", run):
+                self._tell(run, self._strike)
             case ("stop",):
                 self._call(self._leaving.set)
 
@@ -190,27 +195,27 @@ class Hub:
         """Call something in the hub, soon."""
         self._loop.run_callback_threadsafe(what, *args)
 
-    def _tell(self, seq: int, tell: Callable[[HubSlot], object]) -> None:
-        slot = self._slots.get(seq)
+    def _tell(self, run: Run, tell: Callable[[HubSlot], object]) -> None:
+        slot = self._slots.get(run)
         if slot is not None:
             tell(slot)
         else:  # it has ended, or the hub has not come round to begin it
-            self._call(lambda: seq in self._slots and tell(self._slots[seq]))
+            self._call(lambda: run in self._slots and tell(self._slots[run]))
 
-    def _culprit(self) -> tuple[int, str]:
-        """Which job the main thread executes, 0 if none, and where it is."""
+    def _culprit(self) -> tuple[Run, str]:
+        """Which job the main thread executes, NOBODY if none, and where it is."""
         innermost = sys._current_frames().get(self._main)
         outer = innermost
         while outer is not None:
             if outer.f_code is HubSlot.run.__code__:
-                return outer.f_locals["self"].job.seq, place_of(innermost)
+                return outer.f_locals["self"].key, place_of(innermost)
             outer = outer.f_back
-        return 0, place_of(innermost)
+        return NOBODY, place_of(innermost)
 
     def _stack(self, slot: HubSlot | None) -> str | None:
         if slot is None or slot.greenlet is None:
             return None
-        if self._culprit()[0] == slot.job.seq:
+        if self._culprit()[0] == slot.key:
             return stacks.of_frame(sys._current_frames().get(self._main))
         return stacks.of_frame(slot.greenlet.gr_frame)
 
@@ -237,7 +242,8 @@ class Hub:
         """In the hub: let greenlets run these jobs."""
         for number, values in packed:
             job = unpack_job(values)
-            self._slots[job.seq] = HubSlot(self, job)
+            slot = HubSlot(self, job)
+            self._slots[slot.key] = slot
             if self._recorder is not None:
                 self._recorder.record(number, job.seq)
             if self._words is not None and job.claim > 1:
@@ -246,7 +252,7 @@ class Hub:
                 self._idle -= 1
             else:
                 gevent.spawn(self._work)
-            self._begun.put(self._slots[job.seq])
+            self._begun.put(slot)
 
     def _work(self) -> None:
         threading.current_thread().name = "liteq-worker"
@@ -261,7 +267,7 @@ class Hub:
                 self._on_switch("switch", (None, here))
             outcome = slot.run()
             del self._by_greenlet[here]
-            self._slots.pop(slot.job.seq, None)
+            del self._slots[slot.key]
             self._idle += 1
             self.send(("done", pack_outcome(outcome)))
 
@@ -282,6 +288,7 @@ class HubSlot:
         self._hub = hub
         self.job = job
         self.seq = job.seq
+        self.key: Run = job.seq, job.claim
         self.spent = 0.0
         self.greenlet: Any = None
         self.body_runs = False
@@ -312,6 +319,8 @@ class HubSlot:
 
     def start(self, timeout: float | None, *, raises: bool) -> None:
         self.body_runs = True
+        if self.interrupted:  # while nothing could be raised yet
+            raise Interrupted
         if timeout is not None and timeout < LONGEST_TIMER:
             self._timer = gevent.get_hub().loop.timer(timeout)
             self._timer.start(self._throw, TaskTimeout)
@@ -329,7 +338,7 @@ class HubSlot:
     # ── Channel, called in this greenlet by the task ─────────────────────────────────────────────────
 
     def progress(self, job: Job, progress: Progress) -> None:
-        self._hub.send(("progress", job.seq, job.claim, *progress))
+        in_shelter(self._hub.send, ("progress", job.seq, job.claim, *progress))  # half a message would be the last
 
     def is_cancelled(self, job: Job) -> bool:
         return self.cancelled
