@@ -163,6 +163,63 @@ class Schedule(NamedTuple):
         return trigger_of(self).describe()
 
 
+#: What a file may hold in each field, whatever its columns are declared as.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "bytes": bytes,
+    "int": int,
+    "float": (int, float),
+    "bool": int,
+}
+_ANNOTATIONS = {field: str(getattr(kind, "__forward_arg__", kind)) for field, kind in Schedule.__annotations__.items()}
+_FIELDS = [(field, _TYPES[kind.removesuffix(" | None")], " | None" in kind) for field, kind in _ANNOTATIONS.items()]
+_INSTANTS = ("created", "looked", "slot", "due", "start", "end", "last_slot", "last_run", "last_finished")
+#: Of the years 1 to 9999.
+_FIRST_INSTANT, _LAST_INSTANT = -62_135_596_800.0, 253_402_300_799.0
+
+
+def require_readable(schedule: Schedule) -> None:
+    """Do nothing, unless its row holds what no schedule can. (A trigger is not read: it tells itself what is wrong.)
+
+    Raises:
+        ConfigurationError: a field has a value of another type, an instant that is in no calendar, or no JSON object.
+    """
+    field = _unreadable(schedule)
+    if field is not None:
+        found = str(getattr(schedule, field))[:40]
+        raise ConfigurationError(
+            f"schedule {schedule.name!r} cannot be read: in the file its {field} is {found!r}; "
+            "it fires nothing; replace it (replace=True, --replace) or remove it"
+        )
+
+
+def _unreadable(schedule: Schedule) -> str | None:
+    for (field, types, optional), value in zip(_FIELDS, schedule, strict=True):
+        if not isinstance(value, types) and not (optional and value is None):
+            return field
+    for field in _INSTANTS:
+        instant = getattr(schedule, field)
+        if instant is not None and not _is_instant(instant):
+            return field
+    return None if schedule.options is None or _is_json_object(schedule.options) else "options"
+
+
+def has_identity(schedule: Schedule) -> bool:
+    """Whether a change of it can say what it is a change of, and keep that; otherwise it can only be dropped."""
+    return isinstance(schedule.version, int) and _is_instant(schedule.created)
+
+
+def _is_instant(value: object) -> bool:
+    return isinstance(value, (int, float)) and _FIRST_INSTANT <= value <= _LAST_INSTANT
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
 class Planned(NamedTuple):
     """One slot that becomes a job; ``follows``: not before the schedule's run before it has ended."""
 

@@ -28,7 +28,7 @@ from liteq.errors import ConfigurationError, DuplicateSchedule, ScheduleNotFound
 from liteq.instants import LATEST, in_the_calendar, moment, positive_seconds, timestamp, within_reach
 from liteq.job import HEADERS, Job, JobState
 from liteq.result import Result
-from liteq.schedule import CatchUp, Overlap, Schedule, adopted, aimed, trigger_of
+from liteq.schedule import CatchUp, Overlap, Schedule, adopted, aimed, has_identity, require_readable, trigger_of
 from liteq.slots import busy, fire
 from liteq.storage.base import Fire, Owner
 from liteq.task import Task, lasting
@@ -108,7 +108,9 @@ class Schedules:
             ScheduleNotFound: there is none of this name.
         """
         engine = self._engine()
-        found = schedule.upcoming(_stored(engine, name), engine.clock.now(), engine.timezone)
+        standing = _stored(engine, name)
+        require_readable(standing)
+        found = schedule.upcoming(standing, engine.clock.now(), engine.timezone)
         return [*islice(found, check_integer(n, "n"))]
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────────
@@ -207,6 +209,7 @@ class Schedules:
 
         def rule(standing: Schedule, now: float) -> Schedule:
             wanted = standing._replace(**changes)
+            require_readable(wanted)
             wanted = self._with_call(wanted, task, args, kwargs)
             wanted = _with_options(wanted, options)
             if trigger is not None:
@@ -240,7 +243,7 @@ class Schedules:
         engine = self._engine()
         if _stored(engine, name).paused is paused:
             return False
-        _change(engine, name, lambda standing, now: aimed(standing._replace(paused=paused), now, now))
+        _change(engine, name, lambda standing, now: _paused(standing, paused, now))
         return True
 
     def reset(self, name: str) -> Schedule:
@@ -270,6 +273,7 @@ class Schedules:
         engine = self._engine()
         while True:
             standing, now = _stored(engine, name), round(engine.clock.now(), 6)
+            require_readable(standing)
             follows = standing.overlap != "allow" and busy(engine, standing).unfinished
             job = schedule.job_of(standing, schedule.Planned(now, follows), standing.last_id, now)
             after = standing._replace(last_slot=now, last_run=now, last_outcome=None, last_finished=None)
@@ -462,16 +466,20 @@ def _write_one(engine: Engine, standing: Schedule | None, told: Schedule) -> boo
         return engine.storage.put_schedule(_begun(told, now))
     if standing.declared == told.declared and not standing.orphaned:
         return True
+    if not has_identity(standing):
+        engine.storage.drop_schedule(standing.name)
+        return engine.storage.put_schedule(_begun(told, now))
     return engine.storage.put_schedule(_brought_together(standing, told, now))
 
 
 def _brought_together(standing: Schedule, told: Schedule, now: float) -> Schedule:
     """What is stored and what the code says, as one: what was said by hand holds, and is shown as such."""
     try:
+        require_readable(standing)
         if standing.edited or standing.declared is None:
             return adopted(standing._replace(declared=told.declared, edited=True), now)
         return _as_told(standing, told, now)
-    except ValueError:  # what is stored makes no sense, so the code's word is all there is
+    except (ValueError, TypeError):  # what is stored makes no sense, so the code's word is all there is
         return _begun(told, now)._replace(created=standing.created, version=standing.version)
 
 
@@ -506,7 +514,9 @@ def names_declared_by(owner: Owner) -> set[str]:
 
 
 def orphan(engine: Engine, standing: Schedule) -> bool:
-    """Let a schedule rest whose code is gone; False if it has changed meanwhile."""
+    """Let a schedule rest whose code is gone; False if it has changed meanwhile, or cannot be changed."""
+    if not has_identity(standing):
+        return False
     return engine.storage.put_schedule(schedule.orphaned(standing, engine.clock.now()))
 
 
@@ -534,6 +544,11 @@ def _change(engine: Engine, name: str, rule: Callable[[Schedule, float], Schedul
         changed = rule(_stored(engine, name), engine.clock.now())
         if engine.storage.put_schedule(changed):
             return _stored(engine, name)
+
+
+def _paused(standing: Schedule, paused: bool, now: float) -> Schedule:
+    require_readable(standing)
+    return aimed(standing._replace(paused=paused), now, now)
 
 
 def _begun(template: Schedule, now: float) -> Schedule:
@@ -571,11 +586,12 @@ def _put_new(engine: Engine, new: Schedule, *, replace: bool) -> None:
             raise DuplicateSchedule(
                 f"there is a schedule {new.name!r} already; update it, or replace it (replace=True, --replace)"
             )
-        if known and known[0].declared is not None:
+        if known and known[0].declared is not None and has_identity(known[0]):
             edited = new._replace(declared=known[0].declared, edited=True)
             new = edited._replace(created=known[0].created, version=known[0].version)
         elif known:
             engine.storage.drop_schedule(new.name)
+            new = new._replace(declared=known[0].declared, edited=known[0].declared is not None)
 
 
 def _require_due(wanted: Schedule, slot: float | None) -> None:

@@ -15,7 +15,7 @@ from liteq import logs
 from liteq.consumer.boot import boot_id
 from liteq.engine import Engine
 from liteq.instants import moment
-from liteq.schedule import FREE, Busy, Decision, Schedule, aimed, decide, job_of, trigger_of
+from liteq.schedule import FREE, Busy, Decision, Schedule, aimed, decide, job_of, require_readable, trigger_of
 from liteq.schedules import declared_elsewhere, names_declared_by, orphan, write_declared
 from liteq.slots import busy, fire
 from liteq.storage.base import Fire
@@ -41,7 +41,7 @@ BURST_COVERS = 60.0
 #: Consumers: when they started, and the names that their code declares.
 _Watchers = list[tuple[float, set[str]]]
 
-_NONSENSE = (ValueError, TypeError, ArithmeticError, LookupError)
+_NONSENSE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 
 
 class Firing:
@@ -69,8 +69,8 @@ class Firing:
         self._looked = self._fire_again_at = float("-inf")
         self._begun = False
         self._next: float | None = None
-        #: Schedules that are left alone, by name, with their version: of others, or garbage.
-        self._aside: dict[str, int] = {}
+        #: Schedules that are left alone, by name, as they stood: of others, or garbage.
+        self._aside: dict[str, tuple[int, float]] = {}
         #: When to look again at schedules whose slots wait as they are, by name; on the monotonic clock.
         self._put_off: dict[str, float] = {}
         #: Whether the last `run` stored jobs, or has left something due.
@@ -123,11 +123,14 @@ class Firing:
     def _aim_anew(self, wall: float) -> None:
         """Slots between the clock's present time and the one it showed before are due again, if they never ran."""
         for schedule in self._engine.storage.schedules():
-            if schedule.looked > wall + BEHIND and not schedule.paused and not schedule.orphaned:
-                try:
+            if schedule.paused or schedule.orphaned or self._aside.get(schedule.name) == _identity(schedule):
+                continue
+            try:
+                require_readable(schedule)
+                if schedule.looked > wall + BEHIND:
                     self._engine.storage.put_schedule(aimed(schedule, wall, wall))
-                except _NONSENSE as error:
-                    self._report(schedule, error)
+            except _NONSENSE as error:
+                self._report(schedule, error)
         self._set_back, self._next = False, wall
 
     # ── what the code says ───────────────────────────────────────────────────────────────────────────
@@ -192,31 +195,35 @@ class Firing:
 
     def _take_back_from_aside(self) -> None:
         """Look again at what was left alone and has changed since."""
-        for name, version in list(self._aside.items()):
-            if [one.version for one in self._engine.storage.schedules(name)] != [version]:
+        for name, identity in list(self._aside.items()):
+            if [_identity(one) for one in self._engine.storage.schedules(name)] != [identity]:
                 del self._aside[name]
 
     def _fire(self, due: Sequence[Schedule], wall: float, now: float) -> None:
         watchers = cache(self._watchers)
-        decided = [decision for one in due if (decision := self._decided(one, wall, watchers)) is not None]
-        self._put_off |= {one.schedule.name: now + PUT_OFF for one in decided if one.put_off}
-        decisions = [one for one in decided if not one.put_off]
-        answers = fire(self._engine, [self._as_fire(one, wall) for one in decisions])
-        for decision, jobs in zip(decisions, answers, strict=True):
+        decided = [found for one in due if (found := self._decided(one, wall, watchers)) is not None]
+        self._put_off |= {one.schedule.name: now + PUT_OFF for one, _ in decided if one.put_off}
+        decided = [(decision, planned) for decision, planned in decided if not decision.put_off]
+        answers = fire(self._engine, [planned for _, planned in decided])
+        for (decision, _), jobs in zip(decided, answers, strict=True):
             if jobs is not None:
                 self._tell(decision)
             self.made_ready = self.made_ready or bool(jobs)
             self.made_followers = self.made_followers or any(one.follows for one in decision.planned)
 
-    def _decided(self, schedule: Schedule, wall: float, watchers: Callable[[], _Watchers]) -> Decision | None:
+    def _decided(
+        self, schedule: Schedule, wall: float, watchers: Callable[[], _Watchers]
+    ) -> tuple[Decision, Fire] | None:
         if self._is_strange(schedule):  # its own consumers fire it, now or when there is one again
-            self._aside[schedule.name] = schedule.version
+            self._aside[schedule.name] = _identity(schedule)
             return None
         try:
+            require_readable(schedule)
             since = self._watched_since(schedule, wall, watchers)
             if self._burst and schedule.catch_up == "skip":
                 since = min(since, wall - BURST_COVERS)
-            return decide(schedule, wall, since, busy=self._busy(schedule), boot=self._boot)
+            decision = decide(schedule, wall, since, busy=self._busy(schedule), boot=self._boot)
+            return decision, self._as_fire(decision, wall)
         except _NONSENSE as error:
             self._report(schedule, error)
             return None
@@ -261,6 +268,11 @@ class Firing:
             logs.say(logs.INFO, "a slot was skipped: the run before has not ended", schedule=name, slot=moment(slot))
 
     def _report(self, schedule: Schedule, error: Exception) -> None:
-        self._aside[schedule.name] = schedule.version
-        message = "a schedule cannot be read and is left alone; update it or remove it"
+        self._aside[schedule.name] = _identity(schedule)
+        message = "a schedule cannot be read and is left alone; update it, replace it or remove it"
         logs.say(logs.ERROR, message, schedule=schedule.name, error=error)
+
+
+def _identity(schedule: Schedule) -> tuple[int, float]:
+    """Another one after every change; one that is stored anew begins with the first version again."""
+    return schedule.version, schedule.created

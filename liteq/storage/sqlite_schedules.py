@@ -56,7 +56,8 @@ WHERE boot IS NOT NULL AND boot <> ? AND NOT paused AND NOT orphaned AND coalesc
     AND name NOT IN (SELECT value FROM json_each(?)) LIMIT ?
 """
 _NEXT = """
-SELECT due FROM liteq_schedule WHERE due IS NOT NULL AND name NOT IN (SELECT value FROM json_each(?))
+SELECT due FROM liteq_schedule
+WHERE due IS NOT NULL AND typeof(due) = 'real' AND name NOT IN (SELECT value FROM json_each(?))
 ORDER BY due LIMIT 1
 """
 

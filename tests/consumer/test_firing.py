@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import random
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -595,6 +596,89 @@ def test_garbage_is_reported_once_and_the_others_fire(
     keeper.scheduler.data_changed()
     keeper.live(3.5)
     assert len(world.slots) > 4
+
+
+GARBAGE = [
+    ("options", "{"),
+    ("options", "[1]"),
+    ("options", "5"),
+    ("expires", "abc"),
+    ("payload", "text"),
+    ("slot", "abc"),
+    ("slot", 1e300),
+    ("due", "abc"),
+    ("due", -1e300),
+    ("looked", "abc"),
+    ("created", "abc"),
+    ("created", 1e300),
+    ("version", "a"),
+    ("priority", "x"),
+    ("runs", "x"),
+    ("queue", b"q"),
+    ("last_id", b"x"),
+    ("jitter", "abc"),
+    ("max_runs", "many"),
+    ("last_run", 1e300),
+]
+
+
+def spoil(path: Path, column: str, value: object, *, name: str = "bad") -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f'UPDATE liteq_schedule SET "{column}" = ? WHERE name = ?', (value, name))
+
+
+@pytest.mark.parametrize(("column", "value"), GARBAGE, ids=str)
+@pytest.mark.parametrize("at_start", [True, False], ids=["there at the start", "written later"])
+def test_garbage_in_a_row_ends_no_consumer_and_holds_up_no_other_schedule(
+    tmp_path: Path, world: World, caplog: pytest.LogCaptureFixture, column: str, value: object, at_start: bool
+) -> None:
+    path = tmp_path / "queue.db"
+    with closing(world.program(storage=path)) as app:
+        for name in ("bad", "good"):
+            app.schedules.add(name, "note", "every 10s")
+        if at_start:
+            spoil(path, column, value)
+        keeper = Keeper(app, world.clock)
+        keeper.live(1)
+        if not at_start:
+            spoil(path, column, value)
+            keeper.scheduler.data_changed()
+        keeper.live(34)
+        assert app.schedules.get("good").runs == 3
+        assert caplog.text.count("is left alone") <= 1
+        if column != "due":  # text is due at no time, and what is overdue for ever is due now
+            assert app.schedules.get("bad").last_slot in (None, value)
+            assert caplog.text.count("is left alone") == 1
+        again = Keeper(app, world.clock)
+        again.live(11)
+        assert app.schedules.get("good").runs == 4
+        assert caplog.text.count("is left alone") >= 1
+        assert "schedule=bad" in caplog.text
+        app.schedules.add("bad", "note", "every 10s", replace=True)
+        again.scheduler.data_changed()
+        again.live(20)
+        assert app.schedules.get("bad").runs >= 1
+
+
+@pytest.mark.parametrize(("column", "value"), GARBAGE, ids=str)
+def test_garbage_in_the_row_of_a_declared_schedule_gives_way_to_code_that_changes(
+    tmp_path: Path, world: World, caplog: pytest.LogCaptureFixture, column: str, value: object
+) -> None:
+    path = tmp_path / "queue.db"
+    for period in (10, 10, 5):
+        with closing(world.program(storage=path)) as app:
+            app.periodic_task(every(period), name="bad")(lambda: None)
+            keeper = Keeper(app, world.clock)
+            keeper.live(1)
+            runs = app.schedules.get("bad").runs
+            keeper.live(11)
+            app.storage.unregister(keeper.owner)
+            if period == 5:
+                assert app.schedules.get("bad").runs > int(runs)
+        if period == 10:
+            spoil(path, column, value)
+    with closing(world.program(storage=path)) as other:  # to which it is an orphan
+        Keeper(other, world.clock).live(1)
 
 
 def test_a_task_that_nobody_knows_is_parked(world: World) -> None:

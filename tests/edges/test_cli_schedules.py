@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -250,6 +252,52 @@ def test_names_cannot_harm_a_terminal(liteq: Liteq, shop: Shop) -> None:
         out = liteq("schedules", "shop.db", *words)[1]
         assert "\x1b" not in out
         assert "\\x1b[31m\\n" in out
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "shown"),
+    [
+        ("options", "{", ("options", "{")),
+        ("payload", "text", ("arguments", "text")),
+        ("due", "abc", ("next_run", "abc")),
+        ("due", 1e300, ("next_run", "1e+300")),
+        ("created", "abc", ("created_at", "abc")),
+        ("slot", 1e300, ("name", "tick")),
+        ("last_run", 1e300, ("last_run", "1e+300")),
+        ("last_slot", "abc", ("last_slot", "abc")),
+        ("runs", "x", ("runs", "x")),
+        ("version", "a", ("name", "tick")),
+        ("priority", b"x", ("priority", "b'x'")),
+        ("trigger", b"x", ("description", None)),
+    ],
+    ids=str,
+)
+def test_a_row_that_cannot_be_read_is_shown_as_it_stands_and_said_to_be_so(
+    liteq: Liteq, shop: Shop, column: str, value: object, shown: tuple[str, object]
+) -> None:
+    add(liteq, "tick", "every 60s", "--max-runs", "9")
+    with closing(sqlite3.connect(shop.directory / "shop.db")) as connection, connection:
+        connection.execute(f"UPDATE liteq_schedule SET {column} = ? WHERE name = 'tick'", (value,))
+    listed = {one["name"]: one for one in records(liteq("schedules", "planned.app", "--json"))}
+    assert listed["tick"][shown[0]] == shown[1]
+    assert listed["planned.report"]["state"] == "active"
+    code, out, _ = liteq("schedules", "planned.app")
+    assert (code, len(out.splitlines())) == (0, 3)
+    for words in (["run"], ["update", "--jitter", "5"], ["pause"], ["preview"]):
+        code, _, err = liteq("schedules", "planned.app", words[0], "tick", *words[1:])
+        assert code == 2
+        assert "schedule 'tick' cannot be read: in the file its" in err
+        assert len(err.splitlines()) == 1
+    assert add(liteq, "tick", "every 60s", "--replace")["state"] == "active"
+    assert liteq("schedules", "planned.app", "rm", "tick")[0] == 0
+
+
+def test_an_update_that_says_what_cannot_be_read_repairs_it(liteq: Liteq, shop: Shop) -> None:
+    add(liteq)
+    with closing(sqlite3.connect(shop.directory / "shop.db")) as connection, connection:
+        connection.execute("UPDATE liteq_schedule SET jitter = 'abc' WHERE name = 'tick'")
+    (record,) = records(liteq("schedules", "planned.app", "update", "tick", "--jitter", "0", "--json"))
+    assert record["jitter"] == 0.0
 
 
 def test_a_burst_from_cron_fires_what_is_due(liteq: Liteq, shop: Shop) -> None:

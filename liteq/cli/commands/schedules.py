@@ -181,25 +181,35 @@ _HEADINGS = ("NAME", "STATE", "FROM", "NEXT", "LAST", "OUTCOME", "RUNS", "TASK",
 
 def _row(one: Schedule, now: float) -> tuple[object, ...]:
     source = f"{one.source}, edited" if one.edited else one.source
-    coming = "" if one.due is None else age(now - one.due)
-    last = "" if one.last_run is None else age(now - one.last_run)
-    return one.name, one.state, source, coming, last, one.last_outcome or "", one.runs, one.task, one.trigger
+    coming = _read(lambda: None if one.due is None else age(now - one.due), one.due) or ""
+    last = _read(lambda: None if one.last_run is None else age(now - one.last_run), one.last_run) or ""
+    return (
+        one.name,
+        _read(lambda: one.state, "garbage"),
+        source,
+        coming,
+        last,
+        one.last_outcome or "",
+        one.runs,
+        one.task,
+        one.trigger,
+    )
 
 
 def as_keys(one: Schedule) -> dict[str, Any]:
     """What ``--json`` says of a schedule."""
     return {
         "name": one.name,
-        "state": one.state,
+        "state": _read(lambda: one.state, "garbage"),
         "source": one.source,
         "edited": one.edited,
         "task": one.task,
         "trigger": one.trigger,
         "description": _described(one),
-        "arguments": one.arguments,
+        "arguments": _read(lambda: one.arguments, one.payload),
         "queue": one.queue,
         "priority": one.priority,
-        "options": None if one.options is None else json.loads(one.options),
+        "options": _read(lambda: None if one.options is None else json.loads(one.options), one.options),
         "expires": one.expires,
         "catch_up": one.catch_up,
         "overlap": one.overlap,
@@ -210,10 +220,10 @@ def as_keys(one: Schedule) -> dict[str, Any]:
         "max_runs": one.max_runs,
         "runs": one.runs,
         "skipped": one.skipped,
-        "created_at": iso(one.created_at),
-        "next_run": iso(one.next_run),
-        "last_run": iso(one.last_run_at),
-        "last_slot": iso(one.last_slot_at),
+        "created_at": _read(lambda: iso(one.created_at), one.created),
+        "next_run": _read(lambda: iso(one.next_run), one.due),
+        "last_run": _read(lambda: iso(one.last_run_at), one.last_run),
+        "last_slot": _read(lambda: iso(one.last_slot_at), one.last_slot),
         "last_job": one.last_id,
         "last_outcome": one.last_outcome,
     }
@@ -222,8 +232,19 @@ def as_keys(one: Schedule) -> dict[str, Any]:
 def _described(one: Schedule) -> str | None:
     try:
         return one.describe()
-    except TriggerError:  # garbage in the file is shown as it is
+    except _NONSENSE:  # garbage in the file is shown as it is
         return None
+
+
+_NONSENSE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, OSError)
+
+
+def _read(read: Callable[[], Any], stored: object) -> Any:
+    """What a schedule's row says, or, where it cannot be read, what stands there."""
+    try:
+        return read()
+    except _NONSENSE:
+        return str(stored)
 
 
 def preview_schedule(app: LiteQ, arguments: argparse.Namespace, output: Output) -> int:
