@@ -123,8 +123,8 @@ def due_at(now: float, default_zone: tzinfo, *, eta: datetime | None, delay: flo
     return None
 
 
-_EARLIEST = datetime.min.replace(tzinfo=UTC).timestamp()
-#: The last instant that a datetime can show.
+#: The first and the last instant that a datetime can show.
+EARLIEST = datetime.min.replace(tzinfo=UTC).timestamp()
 LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()
 
 
@@ -134,6 +134,6 @@ def in_the_calendar(instant: float, what: str, value: object) -> float:
     Raises:
         ConfigurationError: it lies beyond the years 1 to 9999.
     """
-    if not _EARLIEST <= instant <= LATEST:
+    if not EARLIEST <= instant <= LATEST:
         raise ConfigurationError(f"{what}={value!r} leads beyond the years 1 to 9999")
     return instant

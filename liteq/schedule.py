@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from liteq.errors import ConfigurationError
-from liteq.instants import LATEST, moment
+from liteq.instants import EARLIEST, LATEST, moment
 from liteq.job import Job, JobState, origin_text
 from liteq.unique import without_unique
 
@@ -174,8 +174,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 _ANNOTATIONS = {field: str(getattr(kind, "__forward_arg__", kind)) for field, kind in Schedule.__annotations__.items()}
 _FIELDS = [(field, _TYPES[kind.removesuffix(" | None")], " | None" in kind) for field, kind in _ANNOTATIONS.items()]
 _INSTANTS = ("created", "looked", "slot", "due", "start", "end", "last_slot", "last_run", "last_finished")
-#: Of the years 1 to 9999.
-_FIRST_INSTANT, _LAST_INSTANT = -62_135_596_800.0, 253_402_300_799.0
 
 
 def require_readable(schedule: Schedule) -> None:
@@ -210,7 +208,7 @@ def has_identity(schedule: Schedule) -> bool:
 
 
 def _is_instant(value: object) -> bool:
-    return isinstance(value, (int, float)) and _FIRST_INSTANT <= value <= _LAST_INSTANT
+    return isinstance(value, (int, float)) and EARLIEST <= value <= LATEST
 
 
 def _is_json_object(text: str) -> bool:

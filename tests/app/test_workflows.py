@@ -618,3 +618,14 @@ def test_a_job_that_waits_for_one_that_depends_on_it_is_told(on_file: LiteQ) -> 
     with on_file.run_in_background(workers=3), pytest.raises(TaskFailed, match=r"WouldDeadlock: .*which cannot start"):
         parent().get(timeout=30)
     assert on_file.jobs(state="blocked") == []  # its end was the child's end, too
+
+
+def test_a_plan_that_was_revoked_as_a_whole_comes_back_step_by_step(shop: Shop) -> None:
+    result = shop.app.enqueue(shop.add.s(1, 2).then(shop.add, 1).then(shop.add, 2))
+    assert result.revoke()
+    assert [step.state for step in result.workflow] == ["revoked"] * 3
+    for step in result.workflow:
+        assert step.restore()
+    assert [step.state for step in result.workflow] == ["ready", "blocked", "blocked"]
+    work(shop.app)
+    assert result.get(0) == 6

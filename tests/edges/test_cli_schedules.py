@@ -262,6 +262,8 @@ def test_names_cannot_harm_a_terminal(liteq: Liteq, shop: Shop) -> None:
         ("due", "abc", ("next_run", "abc")),
         ("due", 1e300, ("next_run", "1e+300")),
         ("created", "abc", ("created_at", "abc")),
+        ("start", "abc", ("start", "abc")),
+        ("end", 1e300, ("end", "1e+300")),
         ("slot", 1e300, ("name", "tick")),
         ("last_run", 1e300, ("last_run", "1e+300")),
         ("last_slot", "abc", ("last_slot", "abc")),
