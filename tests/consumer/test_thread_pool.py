@@ -219,7 +219,31 @@ def test_a_revocation_reaches_a_job_that_its_thread_is_just_taking(
         hiding.go_on.release()
     ending = Ending.INTERRUPTED if stop else Ending.SUCCEEDED
     assert endings(hiding, 1, eventually) == [(job.seq, ending)]
+    hiding.pool.supervise(hiding.engine.clock.monotonic())
     assert hiding.pool.revoked == {}
+
+
+def test_a_revocation_is_passed_on_before_it_is_forgotten(
+    hiding: Bench, line: HidingLine[Job | None], monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., object]
+) -> None:
+    """The thread has shown its job, and is about to look what was said of it, when the dispatcher tidies up."""
+    looks, go_on = threading.Event(), threading.Event()
+    catch_up = hiding.slot._catch_up
+
+    def catch_up_late(job: Job) -> None:
+        looks.set()
+        go_on.wait(SOON)
+        catch_up(job)
+
+    monkeypatch.setattr(hiding.slot, "_catch_up", catch_up_late)
+    job = take(hiding, line)
+    hiding.pool.cancel(job.seq, stop=True)
+    line.show.release()
+    assert looks.wait(SOON)
+    hiding.pool.supervise(hiding.engine.clock.monotonic())
+    assert hiding.pool.revoked == {}
+    go_on.set()
+    assert endings(hiding, 1, eventually) == [(job.seq, Ending.INTERRUPTED)]
 
 
 def test_what_was_said_of_another_consumers_job_is_not_kept(

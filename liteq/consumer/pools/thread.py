@@ -133,6 +133,9 @@ class ThreadPool(Pool):
         give_up_at = self.runtime.clock.monotonic() + GRACE if stop else None
         if self._hides_some():  # first, as a thread looks here once it has shown its job
             self.revoked[seq] = give_up_at
+        self._tell(seq, give_up_at)
+
+    def _tell(self, seq: int, give_up_at: float | None) -> None:
         for slot in self._slots:
             slot.cancel(seq, give_up_at)
 
@@ -145,7 +148,9 @@ class ThreadPool(Pool):
 
     def supervise(self, now: float) -> float | None:
         self._news = False
-        if self.revoked and not self._hides_some():
+        if self.revoked and not self._hides_some():  # all can be seen by now, and may have been shown unheard
+            for seq, give_up_at in tuple(self.revoked.items()):
+                self._tell(seq, give_up_at)
             self.revoked.clear()
         dates = [date for slot in tuple(self._slots) if (date := self._supervise_slot(slot, now)) is not None]
         return min(dates, default=None)
@@ -273,8 +278,9 @@ class ThreadSlot:
     def _catch_up(self, job: Job) -> None:
         """Hear what was said before this job could be seen here."""
         pool = self._pool
-        if job.seq in pool.revoked:
-            self.cancel(job.seq, pool.revoked.pop(job.seq))
+        for seq, give_up_at in pool.revoked.copy().items():  # the dispatcher may clear it, having said the same
+            if seq == job.seq:
+                self.cancel(seq, give_up_at)
         if pool.give_up_at is not None:
             self.interrupt(pool.give_up_at)
 
