@@ -11,10 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from liteq import JobState, LiteQ, MemoryStorage
-from liteq.deadlock import WAIT_MARK, Scene, Wait, drop_stale
+from liteq.deadlock import WAIT_MARK, drop_stale
 from liteq.job import FINISHED
 from liteq.lifecycle import unmet
 from liteq.plan import Rule
+from liteq.standstill import Scene, Wait
 from liteq.storage.base import Owner, Standing
 
 NOW = 1000.0

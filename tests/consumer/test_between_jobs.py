@@ -18,9 +18,9 @@ import pytest
 
 from liteq import LiteQ
 from liteq.consumer.pools.child import WorkerProcess
-from liteq.consumer.pools.messages import Message, Unframer, frame, pack_outcome
+from liteq.consumer.pools.messages import Message, Run, Unframer, frame, pack_outcome
 from liteq.consumer.pools.process import ProcessPool
-from liteq.consumer.pools.worker import Run, _Alarm
+from liteq.consumer.pools.worker import _Alarm
 from liteq.execution import Interrupted
 from liteq.job import Ending, Job, JobState, Outcome
 from liteq.storage import shelter

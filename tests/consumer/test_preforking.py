@@ -26,7 +26,7 @@ CHILDREN, JOBS = 4, 20
 
 #: What a server does before and after it forks. ``child`` and ``parent`` are functions of the test's own.
 SERVER = """
-import os, sys, threading, time, warnings, json
+import os, sys, threading, warnings, json
 import workshop
 warnings.simplefilter("ignore", DeprecationWarning)  # that it is multi-threaded when it forks is the point
 path, log, kind = sys.argv[1:]
@@ -56,6 +56,7 @@ class Busy:
 
     def __init__(self):
         self.over = threading.Event()
+        self.under_way = threading.Event()
         self.enqueued = 0
         self.waiting = tasks.write(log, "waited for")
         self.got = []
@@ -67,6 +68,8 @@ class Busy:
         while not self.over.wait(0.002):  # not faster than the children can run them
             tasks.write(log, f"parent {self.enqueued}")
             self.enqueued += 1
+            if self.enqueued >= 20:
+                self.under_way.set()
 
     def ask(self):
         while not self.over.is_set():
@@ -115,8 +118,7 @@ def test_children_enqueue_wait_and_consume_while_threads_of_the_parent_use_the_q
                 results.get(60)
             app.close()
 
-        while busy.enqueued < 20:
-            time.sleep(0.001)
+        assert busy.under_way.wait(60)
         pids = [fork(lambda: child(number)) for number in range({CHILDREN})]
         ended = codes(pids)
         busy.over.set()

@@ -56,6 +56,7 @@ FLOORS: Mapping[int, frozenset[str]] = {
             "waiting",
             "waits",
             "deadlock",
+            "standstill",
             "asking",
             "checkup",
             "transfer",

@@ -179,7 +179,7 @@ for _ in range(100):
     os.write(diary, letter.lower().encode())
     turnstile.acquire()
     os.write(diary, letter.upper().encode())
-    time.sleep(0.0003)
+    time.sleep(0.0003)  # task body: the commit
     turnstile.release()
 """
 

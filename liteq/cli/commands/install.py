@@ -198,9 +198,8 @@ def _options(arguments: argparse.Namespace) -> list[str]:
 def _install_cron(arguments: argparse.Namespace, output: Output) -> int:
     tag = _tag(arguments.app)
     command = f"cd {shlex.quote(_here())} && {shlex.join(_words(arguments, '--burst'))}"
-    line = f"{arguments.when or _EVERY_MINUTE} {command} {tag}".replace(
-        "%", r"\%"
-    )  # cron reads % as the end of the line
+    when = arguments.when or _EVERY_MINUTE
+    line = f"{when} {command} {tag}".replace("%", r"\%")  # cron reads % as the end of the line
     if arguments.dry_run:
         output.record({"kind": "cron", "line": line, "written": False}, escaped(line))
         return DONE

@@ -37,7 +37,7 @@ from liteq.consumer.options import ConsumerOptions
 from liteq.consumer.pools import usage
 from liteq.consumer.pools.base import GRACE, Pool, StackSource
 from liteq.consumer.pools.child import WorkerProcess
-from liteq.consumer.pools.messages import pack_job, unpack_outcome
+from liteq.consumer.pools.messages import Run, pack_job, unpack_outcome
 from liteq.consumer.pools.process import FIRST_RETRY, LAST_RETRY, LEAVE, death_of
 from liteq.consumer.pools.pulse import ASK_EVERY, Pulse
 from liteq.consumer.pools.worker import WorkerSetup
@@ -457,7 +457,7 @@ class Ticket:
             self.give_up_at = self.deadline + GRACE
 
     @property
-    def run(self) -> tuple[int, int]:
+    def run(self) -> Run:
         """Which run of the job: one that was given up may go on beside the next."""
         return self.job.seq, self.job.claim
 
@@ -485,14 +485,14 @@ class HubProcess(WorkerProcess):
         finally:
             theirs.close()
         self.is_cell = is_cell
-        self.tickets: dict[tuple[int, int], Ticket] = {}
+        self.tickets: dict[Run, Ticket] = {}
         self.pulse = Pulse("hub of the greenlets")
         self.killed_for: int | None = None
         self.blamed: int | None = None
         self._asked = 0
         self._given = 0
         self._reported_mute = False
-        self._asked_stacks: dict[tuple[int, int], list[SimpleQueue[str | None]]] = {}
+        self._asked_stacks: dict[Run, list[SimpleQueue[str | None]]] = {}
         self.send(("setup", pickle.dumps((setup, preparation))))
 
     @property
@@ -527,7 +527,7 @@ class HubProcess(WorkerProcess):
         if number == self._asked:
             self.pulse.answer()
 
-    def blame(self, run: tuple[int, int], place: str) -> None:
+    def blame(self, run: Run, place: str) -> None:
         """The process has said what keeps its hub busy: no job, perhaps, or one that was given up."""
         ticket = self.tickets.get(run)
         self.blamed = 0 if ticket is None else ticket.job.seq
@@ -535,7 +535,7 @@ class HubProcess(WorkerProcess):
             waiting = len(self.tickets) - (ticket is not None)
             self.pulse.report(None if ticket is None else ticket.job, place, waiting)
 
-    def ask_stack(self, run: tuple[int, int]) -> StackSource:
+    def ask_stack(self, run: Run) -> StackSource:
         """Ask what a job is doing; what is returned waits for the answer."""
         answer: SimpleQueue[str | None] = SimpleQueue()
         self._asked_stacks.setdefault(run, []).append(answer)
@@ -550,7 +550,7 @@ class HubProcess(WorkerProcess):
 
         return look
 
-    def hear_stack(self, run: tuple[int, int], text: str | None) -> None:
+    def hear_stack(self, run: Run, text: str | None) -> None:
         """The answer to `ask_stack`."""
         for answer in self._asked_stacks.pop(run, ()):
             answer.put(text)

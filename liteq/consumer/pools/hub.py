@@ -32,7 +32,7 @@ from liteq.consumer import stacks
 from liteq.consumer.loading import load_app
 from liteq.consumer.pools import worker
 from liteq.consumer.pools.last_words import SharedWords
-from liteq.consumer.pools.messages import Message, Unframer, frame, pack_outcome, unpack_job
+from liteq.consumer.pools.messages import Message, Run, Unframer, frame, pack_outcome, unpack_job
 from liteq.consumer.pools.place import place_of
 from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, execute
@@ -42,8 +42,6 @@ from liteq.storage.shelter import Shelter, in_shelter
 
 #: Seconds; what takes longer needs no timer.
 LONGEST_TIMER = 1e9
-#: A job's ``seq`` and ``claim``: one that was given up, and was requeued since, may be here twice.
-Run = tuple[int, int]
 NOBODY: Run = (0, 0)
 
 

@@ -23,6 +23,8 @@ from liteq.plan import Inputs
 _LENGTH = struct.Struct("<I")
 
 Message = tuple[Any, ...]
+#: One run of a job, by its ``seq`` and ``claim``: one that was given up, or given back, may be here beside the next.
+Run = tuple[int, int]
 
 
 def frame(message: Message) -> bytes:

@@ -25,7 +25,7 @@ from liteq.consumer.loading import load_app
 from liteq.consumer.log_setup import LogSetup
 from liteq.consumer.pools import usage
 from liteq.consumer.pools.last_words import SAMPLE_AFTER, LastWords
-from liteq.consumer.pools.messages import Unframer, frame, pack_outcome, unpack_job
+from liteq.consumer.pools.messages import Run, Unframer, frame, pack_outcome, unpack_job
 from liteq.consumer.pools.stack_line import StackTeller
 from liteq.errors import TaskTimeout
 from liteq.execution import Interrupted, Runtime, close_loop, execute
@@ -297,10 +297,6 @@ class _Worker:
                 drained.append(job.seq)
                 self._alarm.forget((job.seq, job.claim))
         return drained
-
-
-#: One run of a job: its ``seq`` and ``claim``.
-Run = tuple[int, int]
 
 
 def _signals_are_heard() -> bool:
