@@ -228,12 +228,14 @@ class Planned(NamedTuple):
 class Decision(NamedTuple):
     """What becomes of a schedule that is due.
 
-    ``schedule`` is as it stands afterwards, but for its last job. ``skipped`` are slots that pass because the run
-    before has not ended; ``missed`` tells that ``catch_up`` or ``grace`` left slots out. ``put_off``: nothing
-    is decided and nothing to be stored as long as so many of its jobs wait for each other.
+    ``schedule`` is as it stands afterwards, but for its last job, and ``unmade`` if no job comes of it, because unique
+    keys are held. ``skipped`` are slots that pass because the run before has not ended; ``missed`` tells that
+    ``catch_up`` or ``grace`` left slots out. ``put_off``: nothing is decided and nothing to be stored as long as so
+    many of its jobs wait for each other.
     """
 
     schedule: Schedule
+    unmade: Schedule
     planned: tuple[Planned, ...]
     skipped: tuple[float, ...] = ()
     missed: bool = False
@@ -314,23 +316,41 @@ def decide(
         ValueError, TypeError: what is stored makes no sense.
     """
     if schedule.paused or schedule.orphaned:
-        return Decision(schedule._replace(due=None), ())
+        rests = schedule._replace(due=None)
+        return Decision(rests, rests, ())
     _check_choices(schedule)
     if busy.full and (schedule.overlap == "queue" or schedule.catch_up == "all"):
-        return Decision(schedule, (), put_off=True)
+        return Decision(schedule, schedule, (), put_off=True)
     calendar = _Calendar(schedule)
     slots, upcoming, missed = _due_slots(schedule, calendar, now, watched_since)
     rebooted = calendar.trigger.reboot and boot is not None and schedule.boot != boot
     planned, skipped = _planned(schedule, [round(now, 6), *slots] if rebooted else slots, watched_since, busy)
-    after = schedule._replace(
+    unmade = schedule._replace(
         boot=boot if rebooted else schedule.boot if calendar.trigger.reboot else None,
         ran=calendar.with_decided(slots),
-        runs=schedule.runs + len(planned),
         skipped=schedule.skipped + len(skipped),
     )
-    if planned:
-        after = after._replace(last_slot=planned[-1].slot, last_run=now, last_outcome=None, last_finished=None)
-    return Decision(_aimed_at(after, calendar, upcoming, now), tuple(planned), tuple(skipped), missed)
+    after = _made(unmade, [one.slot for one in planned], now)
+    stands, without = (_aimed_at(one, calendar, upcoming, now) for one in (after, unmade))
+    return Decision(stands, without, tuple(planned), tuple(skipped), missed)
+
+
+def made(unmade: Schedule, jobs: Sequence[Job], now: float) -> Schedule:
+    """The schedule with fewer jobs than were planned: the slots of the others were left out.
+
+    Args:
+        unmade: as in the Decision.
+        jobs: that were stored.
+        now: when they were planned.
+    """
+    return _made(unmade, [job.slot.timestamp() for job in jobs if job.slot is not None], now)
+
+
+def _made(schedule: Schedule, slots: Sequence[float], now: float) -> Schedule:
+    if not slots:
+        return schedule
+    runs = schedule.runs + len(slots)
+    return schedule._replace(runs=runs, last_slot=slots[-1], last_run=now, last_outcome=None, last_finished=None)
 
 
 def job_of(schedule: Schedule, planned: Planned, before: str | None, now: float) -> Job:

@@ -240,7 +240,7 @@ class Firing:
             job = job_of(schedule, planned, before, wall)
             jobs.append(job)
             before = job.id
-        return Fire(schedule, jobs)
+        return Fire(schedule, jobs, decision.unmade)
 
     def _watched_since(self, schedule: Schedule, wall: float, watchers: Callable[[], _Watchers]) -> float:
         """Since when slots are nobody's fault: another consumer that fires them may have been there before this one."""

@@ -163,10 +163,12 @@ class Fire(NamedTuple):
 
     ``schedule`` is as it stands afterwards, but with the ``version`` that it must still have. ``jobs`` are in the order
     of their slots, state ``ready``, or ``blocked`` with a reason; each with an id that is its slot's alone, or ``""``.
+    ``unmade`` is the schedule if none of them is stored, because their unique keys are held; see `schedule.made`.
     """
 
     schedule: Schedule
     jobs: Sequence[Job]
+    unmade: Schedule | None = None
 
 
 class Owner(NamedTuple):

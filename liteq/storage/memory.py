@@ -26,7 +26,7 @@ from liteq.errors import StorageError
 from liteq.job import FINISHED, WAITING, Attempt, Ending, Job, JobFilter, JobState, Progress
 from liteq.lifecycle import CANCEL_MARK, PAUSE_MARK, REVOKE_MARK, STACK_MARK, Meeting, Success, Transition
 from liteq.plan import Plan
-from liteq.schedule import Schedule
+from liteq.schedule import Schedule, made
 from liteq.step import Step
 from liteq.storage.base import (
     CALLER,
@@ -621,15 +621,16 @@ class MemoryStorage(Storage):
     @sheltered
     def fire(self, fires: Sequence[Fire]) -> list[list[Job] | None]:
         with self._lock:
-            answers = [self._fire(schedule, jobs) for schedule, jobs in fires]
+            answers = [self._fire(one) for one in fires]
         if any(answer is not None for answer in answers):
             self._bell.ring()
         return answers
 
-    def _fire(self, schedule: Schedule, jobs: Sequence[Job]) -> list[Job] | None:
+    def _fire(self, fire: Fire) -> list[Job] | None:
+        schedule, jobs, unmade = fire
         if not self._put_schedule(schedule):
             return None
-        stored = []
+        stored: list[Job] = []
         for job in jobs:
             added = self.add([job._replace(state=JobState.READY)])
             if added.known:
@@ -639,6 +640,8 @@ class MemoryStorage(Storage):
                 row = row._replace(state=JobState.BLOCKED, reason=job.reason)
                 self._put(row)
             stored.append(row)
+        if unmade is not None and len(stored) < len(jobs):
+            self._put_schedule(made(unmade, stored, jobs[0].created)._replace(version=schedule.version + 1))
         if stored:
             last = stored[-1]
             changed = self._schedules[schedule.name]._replace(last_job=last.seq, last_id=last.id)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from liteq.job import WAITING, Job, JobState
-from liteq.schedule import Schedule
+from liteq.schedule import Schedule, made
 from liteq.storage import sqlite_moves as moves
 from liteq.storage.base import Fire
 
@@ -134,6 +134,8 @@ def _fire_one(
         for new in add(connection, [job._replace(state=JobState.READY)]):
             blocks = job.state is JobState.BLOCKED and new.state is not JobState.BLOCKED  # it may follow one of its key
             stored.append(moves.block_new(connection, _waiting_for(new, job)) if blocks else new)
+    if one.unmade is not None and len(stored) < len(one.jobs):
+        put(connection, made(one.unmade, stored, one.jobs[0].created)._replace(version=one.schedule.version + 1))
     if stored:
         last = stored[-1]
         connection.execute(

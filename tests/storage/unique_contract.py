@@ -12,7 +12,7 @@ import pytest
 
 from liteq import gates, lifecycle
 from liteq.errors import ConfigurationError, DuplicateJob
-from liteq.job import Ending, Job, JobFilter, JobState, Outcome
+from liteq.job import Ending, Job, JobFilter, JobState, Outcome, origin_text
 from liteq.lifecycle import Policy, Transition
 from liteq.plan import Edge, Inputs, Plan, Rule, Terms
 from liteq.schedule import Schedule
@@ -595,6 +595,28 @@ class UniqueContract:
         [[stored]] = desk.storage.fire(fires)  # type: ignore[misc]
         assert (stored.id, desk.storage.get("s@1")) == ("s@2", None)
         assert desk.meet() == held
+
+    @pytest.mark.parametrize(
+        ("keys", "runs", "last"), [("kl", 3, 20.0), ("lk", 3, 10.0), ("kk", 2, 5.0), ("lm", 4, 20.0)]
+    )
+    def test_a_slot_that_is_left_out_is_no_run(self, desk: Desk, keys: str, runs: int, last: float) -> None:
+        desk.add()
+        before = Schedule("s", "t", "@daily", created=NOW, runs=2, max_runs=4, last_slot=5.0, last_run=6.0)
+        assert desk.storage.put_schedule(before)
+        unmade = before._replace(version=1, slot=30.0, due=30.0)
+        jobs = [
+            desk.new(Unique(key), id=f"s@{slot}", options=origin_text(None, "s", slot, None))
+            for key, slot in zip(keys, (10.0, 20.0), strict=True)
+        ]
+        used_up = unmade._replace(runs=4, slot=None, due=None, last_slot=20.0, last_run=desk.now)
+        [stored] = desk.storage.fire([Fire(used_up, jobs, unmade)])
+        assert stored is not None
+        [after] = desk.storage.schedules("s")
+        assert (after.runs, after.last_slot) == (runs, last)
+        assert after.last_run == (desk.now if stored else 6.0)
+        assert after.last_id == (stored[-1].id if stored else None)
+        assert after.slot == (None if runs == 4 else 30.0)
+        assert desk.storage.put_schedule(after._replace(paused=True))
 
     def test_a_slot_follows_a_running_job_of_its_key(self, desk: Desk) -> None:
         running = desk.run()

@@ -200,7 +200,7 @@ def test_slots_wait_as_they_are_where_many_jobs_wait_already() -> None:
     full = Busy(True, full=True)
     standing = new(overlap="queue")
     decision = decide(standing, START + 35, START, busy=full)
-    assert decision == Decision(standing, (), put_off=True)
+    assert decision == Decision(standing, standing, (), put_off=True)
     assert not decide(standing, START + 35, START, busy=BUSY).put_off
     later = decide(standing, START + 36, START)
     assert slots_of(later.planned) == after(10, 20, 30)
