@@ -524,8 +524,9 @@ def test_those_who_wait_for_its_result_hear_of_it_while_others_queue_to_write(
 
         thread = threading.Thread(target=settle)
         thread.start()
-        while not watch.wait(10) or again(storage, job).state is JobState.RUNNING:
-            continue
+        assert watch.wait(10)
+        while again(storage, job).state is JobState.RUNNING:
+            watch.wait(0.01)  # looked too early: the word that comes after that needs the turn, which this test has
         watch.changed()
         assert not committed.is_set()  # it is about to write once more, in its turn
     thread.join(10)
