@@ -215,6 +215,7 @@ class Schedules:
             if trigger is not None:
                 text = str(_trigger(trigger).with_timezone(engine.timezone))
                 wanted = _anchored(wanted._replace(trigger=text), now)
+            _refuse_limits_at_boot(wanted)
             wanted = wanted._replace(edited=standing.edited or standing.declared is not None)
             changed = _aimed_after_change(standing, wanted, now)
             if _is_moved(standing, changed) and not changed.paused and not changed.orphaned:
@@ -376,6 +377,7 @@ class Schedules:
         )
         if new.start is not None and new.end is not None and new.end < new.start:
             raise ConfigurationError(f"end={end} is before start={start}: the schedule would never be due")
+        _refuse_limits_at_boot(new)
         called = self._with_call(new, task, () if args is None else args, {} if kwargs is None else kwargs)
         return _with_options(called, dict(options or {}))
 
@@ -592,6 +594,15 @@ def _put_new(engine: Engine, new: Schedule, *, replace: bool) -> None:
         elif known:
             engine.storage.drop_schedule(new.name)
             new = new._replace(declared=known[0].declared, edited=known[0].declared is not None)
+
+
+def _refuse_limits_at_boot(wanted: Schedule) -> None:
+    limit = next((one for one in ("start", "end", "jitter") if getattr(wanted, one)), None)
+    if limit is not None and trigger_of(wanted).reboot:
+        raise TriggerError(
+            f"schedule {wanted.name!r}: @reboot has no instant that could be computed: {limit} cannot apply to it. "
+            "Give it a schedule of its own; nothing was stored"
+        )
 
 
 def _require_due(wanted: Schedule, slot: float | None) -> None:

@@ -664,3 +664,23 @@ def test_a_call_that_no_schedule_made_has_no_slot(app: LiteQ, note: Any, ran: li
     note("by hand")
     work(app)
     assert ran == [(("by hand",), {}, None)]
+
+
+@pytest.mark.parametrize("trigger", ["@reboot", "@reboot | @hourly"])
+@pytest.mark.parametrize(
+    "limit", [{"start": datetime(2040, 1, 1)}, {"end": datetime(2040, 1, 1)}, {"jitter": 5}], ids=lambda one: str(*one)
+)
+def test_what_limits_instants_is_refused_beside_reboot(app: LiteQ, trigger: str, limit: dict[str, Any]) -> None:
+    task = app.task(name="t")(lambda: None)
+    words = f"@reboot has no instant that could be computed: {next(iter(limit))} cannot apply to it"
+    with pytest.raises(TriggerError, match=words):
+        app.periodic_task(trigger, name="p", **limit)(lambda: None)
+    with pytest.raises(TriggerError, match=words):
+        app.schedules.add("s", task, trigger, **limit)
+    app.schedules.add("s", task, trigger)
+    with pytest.raises(TriggerError, match=words):
+        app.schedules.update("s", **limit)
+    app.schedules.add("later", task, "@hourly", **limit)
+    with pytest.raises(TriggerError, match=words):
+        app.schedules.update("later", trigger=trigger)
+    assert [one.name for one in app.schedules.list()] == ["later", "s"]
